@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options: ``[cellmw]``, ``[api_database]`` and ``[cellmw_database]``, and the checked values of the first.
+
+Only ``[cellmw]`` can also be set in the ini section of a filter. Nothing here reads a file or keeps a value: whoever
+registers the options passes the ``ConfigOpts``.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oslo_config import cfg
+from oslo_db import options as oslo_db_options
+
+from cellmw.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+GROUP = "cellmw"
+API_DATABASE = "api_database"
+CELL_DATABASE = "cellmw_database"
+
+DEFAULT_CONTEXT_KEY = "cellmw.context"
+"""The only environ key under which the filter makes a context where there is none."""
+
+DEFAULT_ROUTES = (
+    "/servers/{instance_uuid}",
+    "/{project_id}/servers/{instance_uuid}",
+    "/{version}/servers/{instance_uuid}",
+    "/{version}/{project_id}/servers/{instance_uuid}",
+)
+"""Where Nova has instances, with and without a project and a version in front."""
+
+_CELLMW_OPTS = (
+    cfg.BoolOpt(
+        "enabled",
+        default=True,
+        help="""
+Whether the filter routes requests. Where it is false the filter is not even put into the pipeline, and every context
+goes on to the service's own database and message queue. Set it to false to take cellmw out of a running deployment
+without editing its pipeline.
+""",
+    ),
+    cfg.StrOpt(
+        "context_key",
+        default=DEFAULT_CONTEXT_KEY,
+        help="""
+The WSGI environ key under which the service keeps the context of a request: ``nova.context`` in Nova's pipeline,
+``cinder.context`` in Cinder's. The filter has to stand behind the one that puts the context there; a request without
+one is answered with a 500, and the log says so. Only under the default key does the filter make a context of its own,
+from the headers that keystonemiddleware sets.
+""",
+    ),
+    cfg.ListOpt(
+        "routes",
+        default=list(DEFAULT_ROUTES),
+        help="""
+Templates of the paths that name an instance, separated by commas. A template is matched on whole segments from the
+start of PATH_INFO (what the server or a urlmap left of the path), and whatever follows it belongs to the instance too.
+``{instance_uuid}`` stands for the uuid and appears once in each; ``{version}`` stands for a segment like ``v2.1``; any
+other name in braces stands for any one segment. The default covers Nova's paths. Change it for a service with other
+words, as in ``/volumes/{instance_uuid}``. A path that no template matches passes through untouched.
+""",
+    ),
+    cfg.StrOpt(
+        "unmapped",
+        default="404",
+        choices=[
+            ("404", "answer 404, as for an instance that does not exist"),
+            ("pass", "let the request through, untargeted"),
+        ],
+        help="""
+What becomes of a request for an instance that has no mapping. Set it to ``pass`` while a deployment is being moved to
+cells and some of its instances are not mapped yet: their requests then go to the service's own database and queue.
+""",
+    ),
+    cfg.StrOpt(
+        "building",
+        default="pass",
+        choices=[
+            ("pass", "let the request through, untargeted"),
+            ("409", "answer 409: the instance is still being built"),
+        ],
+        help="""
+What becomes of a request for an instance that is mapped to no cell yet because it is still being scheduled. The
+default suits a service that keeps such instances in its API database, as Nova keeps its build requests.
+""",
+    ),
+    cfg.BoolOpt(
+        "project_check",
+        default=True,
+        help="""
+Whether a request for an instance of another project than the caller's is answered with the 404 of an instance that
+does not exist, unless the caller is an admin. Set it to false where the service has rules of its own for who may see
+what, as Nova has: its policy then decides.
+""",
+    ),
+    cfg.ListOpt(
+        "admin_roles",
+        default=["admin"],
+        help="""
+Roles, separated by commas, whose holders pass the check of the project, in addition to contexts whose ``is_admin`` is
+true. Empty it to go by ``is_admin`` alone.
+""",
+    ),
+    cfg.FloatOpt(
+        "mapping_ttl",
+        default=60.0,
+        min=0.0,
+        help="""
+Seconds for which the cell of an instance is remembered. It bounds how long a worker goes on asking the old cell after
+a mapping has changed. Raise it to spare the API database; lower it where instances move between cells. 0 asks the
+API database for every request.
+""",
+    ),
+    cfg.IntOpt(
+        "mapping_cache_size",
+        default=100_000,
+        min=1,
+        help="""
+How many mappings one worker process remembers, at about 500 bytes each; the least recently used goes first. Raise
+it where the instances in use at a time are more than this, which shows as a steady rate of look-ups in the API database.
+""",
+    ),
+    cfg.FloatOpt(
+        "request_timeout",
+        default=60.0,
+        min=0.1,
+        help="""
+Seconds that a targeted request may spend waiting on its way to its cell. It is one deadline for all of the waiting,
+not one for each step. Keep it below the time after which the load balancer in front gives up, so that the client gets
+an answer that says what happened.
+""",
+    ),
+)
+
+_SMALLER_FOR_CELLS = {"max_pool_size": 5, "max_overflow": 10, "pool_timeout": 30}
+"""A worker holds a pool for every cell that it serves, so each has to be small."""
+
+_ENGINE_OPTIONS = (
+    "connection_debug",
+    "connection_parameters",
+    "connection_recycle_time",
+    "connection_trace",
+    "max_overflow",
+    "max_pool_size",
+    "mysql_sql_mode",
+    "mysql_wsrep_sync_wait",
+    "pool_timeout",
+    "sqlite_synchronous",
+)
+"""oslo.db's options that ``engines.make_engine`` takes: none that names a database, which a cell's record does, and
+none that makes a caller wait without a deadline."""
+
+
+def _cell_database_opts() -> list[cfg.Opt]:
+    opts = [copy.copy(opt) for opt in oslo_db_options.database_opts if opt.name in _ENGINE_OPTIONS]
+    for opt in opts:
+        opt.default = _SMALLER_FOR_CELLS.get(opt.name, opt.default)
+    return opts
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """Return every option by its group, as oslo.config's sample and documentation generators want them."""
+    return [
+        (GROUP, list(_CELLMW_OPTS)),
+        (API_DATABASE, list(oslo_db_options.database_opts)),
+        (CELL_DATABASE, _cell_database_opts()),
+    ]
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register every option; one that the surrounding service has registered already is used as it is."""
+    for group, opts in list_opts():
+        for opt in opts:
+            try:
+                conf.register_opt(opt, group=group)
+            except cfg.DuplicateOptError:
+                continue
+
+
+def engine_options(conf: cfg.ConfigOpts, group: str) -> dict[str, Any]:
+    """Return what a database group says of its engine, as keyword arguments for ``engines.make_engine``."""
+    values = conf[group]
+    return {name: values[name] for name in _ENGINE_OPTIONS if name in values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The values of ``[cellmw]``, checked. Lives as long as the filter; the fields are the options."""
+
+    enabled: bool
+    context_key: str
+    routes: tuple[str, ...]
+    unmapped: str
+    building: str
+    project_check: bool
+    admin_roles: frozenset[str]
+    mapping_ttl: float
+    mapping_cache_size: int
+    request_timeout: float
+
+
+def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -> Settings:
+    """Read ``[cellmw]``, with a filter's ini section on top.
+
+    :param conf: where :func:`register_opts` has been called
+    :param overrides: option name -> its value as text
+    :raises ConfigError: if a key is not an option, or a value not one that the option takes
+    """
+    overrides = overrides or {}
+    known = {opt.name: opt for opt in _CELLMW_OPTS}
+    if unknown := sorted(overrides.keys() - known.keys()):
+        raise ConfigError(
+            f"[filter] section: unknown option {_quoted(unknown)}; the filter takes {_quoted(sorted(known))}"
+        )
+    values: dict[str, Any] = {}
+    for name, opt in known.items():
+        try:
+            values[name] = opt.type(overrides[name]) if name in overrides else conf[GROUP][name]
+        except (ValueError, cfg.ConfigFileValueError) as wrong:
+            section = "[filter] section" if name in overrides else f"[{GROUP}]"
+            raise ConfigError(f"{section}: {name}: {wrong}") from wrong
+    values["routes"] = tuple(values["routes"])
+    values["admin_roles"] = frozenset(values["admin_roles"])
+    return Settings(**values)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)

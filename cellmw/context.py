@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Context + lease -> a targeted context, and back.
+
+The attributes are those by which Nova's own database and RPC layers route: ``db_connection``, ``mq_connection`` and
+``cell_uuid``. Which environ key holds the context is the filter's business.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import oslo_context.context
+from oslo_db.sqlalchemy import enginefacade
+
+from cellmw.lease import DatabaseView, TransportView, is_view_of
+
+if TYPE_CHECKING:
+    from cellmw.lease import Lease
+
+Before = tuple[Any, Any, Any] | None
+"""The ``db_connection``, ``mq_connection`` and ``cell_uuid`` that a context had; None where it was aimed at no cell."""
+
+
+@enginefacade.transaction_context_provider
+class RequestContext(oslo_context.context.RequestContext):
+    """oslo.context's RequestContext with the attributes that aim it at a cell. Lives as long as one request.
+
+    The filter makes one by ``from_environ`` where the pipeline has no context of its own. The attributes are no part of
+    ``to_dict()``, of what is logged or of what goes into a message.
+    """
+
+    db_connection: DatabaseView | None = None
+    mq_connection: TransportView | None = None
+    cell_uuid: str | None = None
+
+
+def target(context: Any, lease: Lease) -> Before:
+    """Aim the context at the lease's cell: set ``db_connection``, ``mq_connection`` and ``cell_uuid``.
+
+    :returns: the target that was there before, for :func:`untarget`
+    """
+    database = getattr(context, "db_connection", None)
+    before = None if database is None else (database, context.mq_connection, context.cell_uuid)
+    context.db_connection = DatabaseView(lease)
+    context.mq_connection = TransportView(lease)
+    context.cell_uuid = lease.cell.uuid
+    return before
+
+
+def untarget(context: Any, lease: Lease, before: Before) -> None:
+    """Bring back the target that was there before, and leave alone whatever the application has put in its place.
+
+    Where there was none before, the views stay on the context, closed: whoever still holds it then gets LeaseClosed
+    instead of the service's default database and bus.
+    """
+    if before is None:
+        return
+    database, transport, cell_uuid = before
+    if is_view_of(context.db_connection, lease):
+        context.db_connection = database
+        context.cell_uuid = cell_uuid
+    if is_view_of(context.mq_connection, lease):
+        context.mq_connection = transport
+
+
+def targeted_copy(context: Any, lease: Lease) -> Any:
+    """Return a copy of the context that is aimed at the lease's cell; the context itself is left as it is."""
+    copied = copy.copy(context)
+    # a transaction that is open on the original is not one on the copy's cell
+    vars(copied).pop("_enginefacade_context", None)
+    target(copied, lease)
+    return copied

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration -> the objects that it describes: the only place where options become arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cellmw import conf as options
+from cellmw import engines
+from cellmw.cells import Cells
+from cellmw.exceptions import ConfigError
+from cellmw.handles import Handles
+from cellmw.mapping import Mappings
+from cellmw.pool import Pool
+from cellmw.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from oslo_config import cfg
+
+
+def store(conf: cfg.ConfigOpts) -> Store:
+    """Make the store that ``[api_database] connection`` names; nothing is connected to yet.
+
+    :raises ConfigError: if the option is not set, or its URL can't be used
+    """
+    options.register_opts(conf)
+    url = conf[options.API_DATABASE].connection
+    if not url:
+        raise ConfigError("[api_database] connection is not set: set it to the URL of the API database")
+    engine_options = options.engine_options(conf, options.API_DATABASE)
+    try:
+        return Store(engines.make_engine(url, engine_options, pre_ping=False))
+    except ConfigError as error:
+        raise ConfigError(f"[api_database] connection: {error}") from error
+
+
+def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -> options.Settings:
+    """Return the checked values of ``[cellmw]``, with a filter's ini section on top.
+
+    :raises ConfigError: if a key is not an option, or a value not one that the option takes
+    """
+    options.register_opts(conf)
+    return options.settings(conf, overrides)
+
+
+def cells(conf: cfg.ConfigOpts, chosen: options.Settings | None = None) -> Cells:
+    """Make the Cells that the configuration describes; nothing is connected to yet.
+
+    :param chosen: the values to go by where they are not just those of ``[cellmw]``
+    :raises ConfigError: if an option is not set that has to be, or has a value that it does not take
+    """
+    chosen = chosen or settings(conf)
+    api_database = store(conf)
+    engine_options = options.engine_options(conf, options.CELL_DATABASE)
+    return Cells(
+        api_database,
+        Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size),
+        Pool(lambda cell: Handles.open(cell, conf, engine_options)),
+    )

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that cellmw raises on purpose, in one tree.
+
+::
+
+    CellmwError
+    ├── ConfigError              an option, a key or the order of a pipeline is wrong
+    ├── StoreError
+    │   ├── StoreUnavailable     the API database gave no answer
+    │   ├── CellNotFound         no such cell record
+    │   ├── CellExists           a cell with that uuid or with one of those URLs is there already
+    │   ├── CellInUse            instances or hosts are still mapped to the cell
+    │   ├── InstanceNotMapped    no mapping for that instance
+    │   ├── InstanceMapped       the instance is mapped already
+    │   ├── InstanceBuilding     the instance has no cell yet, and the filter was told to refuse it
+    │   ├── MappingDangling      the instance is mapped to a cell that has no record
+    │   ├── HostNotMapped        no mapping for that host
+    │   └── HostMapped           the host is mapped already
+    ├── CellError                everything that concerns one known cell; carries it as ``.cell``
+    │   ├── CellMisconfigured    its URLs are missing or nobody can use them
+    │   ├── CellUnavailable      its database or queue gave no answer
+    │   ├── CellHasNoTransport   it has no message queue (cell0), but one was used
+    │   └── LeaseClosed          the request that leased its handles has ended
+    ├── NotTargeted              no cell is attached and no default is configured
+    └── DeadlineExceeded         the request's time is up
+
+No message ever contains a URL: what a URL has to say that an operator needs is its cell's name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cellmw.cell import Cell
+
+
+class CellmwError(Exception):
+    """The root of the tree: catch it to catch everything that cellmw raises on purpose."""
+
+
+class ConfigError(CellmwError):
+    """An option, a key or the order of a pipeline is wrong; the message says what to change."""
+
+
+class StoreError(CellmwError):
+    """The API database could not do what was asked of it."""
+
+
+class StoreUnavailable(StoreError):
+    """The API database gave no answer: down, unreachable or not configured."""
+
+
+class CellNotFound(StoreError):
+    """No cell record has this id, uuid or name."""
+
+    def __init__(self, cell: int | str) -> None:
+        super().__init__(f"no cell {cell!r} in the API database")
+        self.cell = cell
+
+
+class CellExists(StoreError):
+    """A cell with that uuid, or with one of those URLs, is there already."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class CellInUse(StoreError):
+    """The cell can't be deleted while instances or hosts are mapped to it."""
+
+    def __init__(self, cell: str, mapped: Sequence[str]) -> None:
+        super().__init__(f"cell {cell} still has {' and '.join(mapped)} mapped to it")
+        self.cell = cell
+        self.mapped = tuple(mapped)
+
+
+class InstanceNotMapped(StoreError):
+    """The API database has no mapping for this instance."""
+
+    def __init__(self, instance_uuid: str) -> None:
+        super().__init__(f"instance {instance_uuid} has no mapping")
+        self.instance_uuid = instance_uuid
+
+
+class InstanceMapped(StoreError):
+    """The API database has a mapping for this instance already."""
+
+    def __init__(self, instance_uuid: str) -> None:
+        super().__init__(f"instance {instance_uuid} is mapped already")
+        self.instance_uuid = instance_uuid
+
+
+class InstanceBuilding(StoreError):
+    """The instance has no cell yet, and the filter was told to refuse requests for such (``building = 409``)."""
+
+    def __init__(self, instance_uuid: str) -> None:
+        super().__init__(f"instance {instance_uuid} is still being built")
+        self.instance_uuid = instance_uuid
+
+
+class MappingDangling(StoreError):
+    """The instance is mapped to a cell that has no record."""
+
+    def __init__(self, instance_uuid: str, cell_id: int) -> None:
+        super().__init__(f"instance {instance_uuid} is mapped to cell id {cell_id}, which has no record")
+        self.instance_uuid = instance_uuid
+        self.cell_id = cell_id
+
+
+class HostNotMapped(StoreError):
+    """The API database has no mapping for this host."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"host {host!r} has no mapping")
+        self.host = host
+
+
+class HostMapped(StoreError):
+    """The API database has a mapping for this host already."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"host {host!r} is mapped already")
+        self.host = host
+
+
+class CellError(CellmwError):
+    """Something went wrong with one known cell.
+
+    :ivar cell: the cell, whose ``str()`` is its name (or its uuid where it has none)
+    """
+
+    def __init__(self, cell: Cell, message: str) -> None:
+        super().__init__(message)
+        self.cell = cell
+
+
+class CellMisconfigured(CellError):
+    """The cell's record can't be used: a URL is missing, malformed or names a driver that isn't installed."""
+
+    def __init__(self, cell: Cell, reason: str) -> None:
+        super().__init__(cell, f"cell {cell}: {reason}")
+
+
+class CellUnavailable(CellError):
+    """The cell's database or message queue gave no answer.
+
+    :ivar resource: ``"database"`` or ``"queue"``
+    """
+
+    def __init__(self, cell: Cell, resource: str) -> None:
+        super().__init__(cell, f"cell {cell}: its {resource} does not answer")
+        self.resource = resource
+
+
+class CellHasNoTransport(CellError):
+    """A message was to be sent to a cell that has no message queue, as cell0 has none."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(cell, f"cell {cell} has no message queue: nothing can be sent to what lives there")
+
+
+class LeaseClosed(CellError):
+    """A handle was used after the request that leased it had ended.
+
+    Work that outlives its request takes a lease of its own: ``with cells.target(context, cell) as targeted``.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(
+            cell,
+            f"the lease on cell {cell} has been released: work that outlives its request takes one of its own "
+            "with cells.target()",
+        )
+
+
+class NotTargeted(CellmwError):
+    """The context is aimed at no cell, and no default is configured for contexts that never were."""
+
+
+class DeadlineExceeded(CellmwError):
+    """The time that the request was given is up.
+
+    :ivar waited_for: what was being waited for, as in "cell cell1 to be opened"
+    """
+
+    def __init__(self, waited_for: str) -> None:
+        super().__init__(f"the deadline passed while waiting for {waited_for}")
+        self.waited_for = waited_for

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An error of ours -> the answer that the client gets, as JSON in the shape that Nova's clients parse.
+
+Which error means which answer is decided here and nowhere else. The log names the cell; the body does so only to an
+admin; neither ever shows a URL.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import webob.exc
+
+from cellmw import exceptions
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
+
+RETRY_AFTER = 5
+"""Seconds after which a client may try again what a 503 refused."""
+
+_NAMES = {404: "itemNotFound", 409: "conflictingRequest", 500: "computeFault", 503: "serviceUnavailable"}
+
+_NOT_FOUND = (webob.exc.HTTPNotFound, "Instance {uuid} could not be found.")
+_BUILDING = (webob.exc.HTTPConflict, "The instance is still being built.")
+_NO_QUEUE = (webob.exc.HTTPConflict, "The instance never reached a host, so this can't be done to it.")
+_TRY_LATER = (webob.exc.HTTPServiceUnavailable, "The service for this instance is not available at the moment.")
+_BROKEN = (webob.exc.HTTPInternalServerError, "The request could not be routed: tell the operator.")
+
+_ANSWERS: dict[type[Exception], tuple[type[webob.exc.WSGIHTTPException], str]] = {
+    exceptions.InstanceNotMapped: _NOT_FOUND,
+    exceptions.InstanceBuilding: _BUILDING,
+    exceptions.CellHasNoTransport: _NO_QUEUE,
+    exceptions.StoreUnavailable: _TRY_LATER,
+    exceptions.CellUnavailable: _TRY_LATER,
+    exceptions.DeadlineExceeded: _TRY_LATER,
+}
+"""Every other error of ours is a mistake in the deployment: _BROKEN."""
+
+ESCAPED = (exceptions.CellHasNoTransport, exceptions.CellUnavailable, exceptions.DeadlineExceeded)
+"""Errors of ours that are answered when the app lets them escape; any other that escapes stays the app's error."""
+
+
+def fault(error: Exception, environ: WSGIEnvironment, *, admin: bool) -> webob.exc.WSGIHTTPException:
+    """Return the answer to this error, a WSGI application, and log what the operator has to know.
+
+    :param admin: whether the caller may read the error's own message, which names the cell
+    """
+    answer, message = _ANSWERS.get(type(error), _BROKEN)
+    request_id = environ.get("openstack.request_id")
+    code: int = answer.code
+    if code >= 500:
+        LOG.error("request %s: answered %d: %s", request_id, code, error, exc_info=code == 500)
+    if answer is webob.exc.HTTPNotFound:
+        message = message.format(uuid=getattr(error, "instance_uuid", ""))
+    elif admin:
+        message = str(error)
+    response = answer()
+    if code == 503:
+        response.retry_after = RETRY_AFTER
+    body: dict[str, Any] = {"code": code, "message": message}
+    if request_id:
+        body["request_id"] = request_id
+    response.content_type = "application/json"
+    response.charset = None
+    response.body = json.dumps({_NAMES[code]: body}).encode()
+    return response

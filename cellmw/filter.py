@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Paste filter: each request for an instance is aimed at the instance's cell until its response has ended.
+
+In the ini of a pipeline, behind the filter that makes the context and inside the one that renders faults::
+
+    [filter:cells]
+    use = egg:cellmw#cells
+    context_key = nova.context
+
+In the environ it reads PATH_INFO and the context under ``context_key``, and sets:
+
+``cellmw.target``
+    a :class:`cellmw.trip.Target`, for every request whose path names an instance, as long as its trip lasts
+``cellmw.context``
+    a :class:`cellmw.context.RequestContext`, only where that is the ``context_key`` and none was there
+
+It is for WSGI servers with native threads, not for ASGI or eventlet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from oslo_middleware.base import ConfigurableMiddleware
+
+from cellmw import conf as options
+from cellmw import deploy
+from cellmw.body import Body
+from cellmw.context import RequestContext
+from cellmw.deadline import Deadline
+from cellmw.exceptions import (
+    CellmwError,
+    CellNotFound,
+    ConfigError,
+    InstanceBuilding,
+    InstanceNotMapped,
+    MappingDangling,
+)
+from cellmw.faults import fault
+from cellmw.routes import Routes
+from cellmw.trip import TARGET_KEY, Target, Trip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from oslo_config import cfg
+
+    from cellmw.cells import Cells
+    from cellmw.lease import Lease
+    from cellmw.mapping import Mapping
+
+_PASTE_KEYS = ("oslo_config_project", "oslo_config_program", "oslo_config_file")
+"""What oslo.middleware's contract takes from the ini beside the filter's own options."""
+
+
+class CellFilter(ConfigurableMiddleware):
+    """The filter. Lives as long as the pipeline; ``close()`` ends it.
+
+    :ivar cells: the cells behind it, for the service's own use
+    """
+
+    cells: Cells
+
+    def __init__(self, application: WSGIApplication, conf: dict[str, Any] | cfg.ConfigOpts | None = None) -> None:
+        """Put the filter in front of an application; nothing is connected to yet.
+
+        :param conf: the filter's ini section, or the ConfigOpts to go by; ``cfg.CONF`` where it names no project
+        :raises ConfigError: if an option is unknown or has a value that it does not take
+        """
+        super().__init__(application, conf)
+        self.application: WSGIApplication = application
+        overrides = {key: value for key, value in self.conf.items() if key not in _PASTE_KEYS}
+        settings = self._settings = deploy.settings(self.oslo_conf, overrides)
+        self._match = Routes(settings.routes).match if settings.enabled else _match_nothing
+        if settings.enabled:
+            self.cells = deploy.cells(self.oslo_conf, settings)
+
+    @classmethod
+    def factory(cls, global_conf: dict[str, Any] | None, **local_conf: Any) -> Callable[[WSGIApplication], CellFilter]:
+        """Make filters for PasteDeploy. Of the ini's ``[DEFAULT]`` section only oslo.middleware's keys are taken."""
+        inherited = {key: value for key, value in (global_conf or {}).items() if key in _PASTE_KEYS}
+        return lambda application: cls(application, inherited | local_conf)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Take one request to its cell, or let it through untouched where its path names no instance."""
+        instance_uuid = self._match(environ.get("PATH_INFO", ""))
+        if instance_uuid is None or TARGET_KEY in environ:
+            return self.application(environ, start_response)
+        try:
+            trip = self._depart(instance_uuid, environ, start_response)
+        except CellmwError as error:
+            return self._answer(error, environ)(environ, start_response)
+        try:
+            body = self.application(environ, trip.start_response)
+            if type(body) is not list and type(body) is not tuple:
+                return Body(body, trip)
+        except BaseException as error:
+            trip.end()
+            answer = trip.rescue(error)
+            if answer is None:
+                raise
+            return answer
+        # complete already: nothing in it can reach for the cell any more, and the server gets to see its length
+        trip.end()
+        return body
+
+    def close(self) -> None:
+        """Close every handle and the connections to the API database."""
+        if self._settings.enabled:
+            self.cells.close()
+
+    def _depart(self, instance_uuid: str, environ: WSGIEnvironment, start_response: StartResponse) -> Trip:
+        deadline = Deadline(self._settings.request_timeout)
+        context = self._context(environ)
+        mapping = self._locate(instance_uuid, context, deadline)
+        lease = self._lease(mapping, deadline)
+        target = Target(instance_uuid, mapping, lease, deadline)
+        return Trip(target, environ, context, start_response, self.cells, self._answer)
+
+    def _context(self, environ: WSGIEnvironment) -> Any:
+        key = self._settings.context_key
+        context = environ.get(key)
+        if context is None:
+            if key != options.DEFAULT_CONTEXT_KEY:
+                raise ConfigError(f"no {key} in the environ: put this filter behind the one that makes the context")
+            context = environ[key] = RequestContext.from_environ(environ)
+        return context
+
+    def _locate(self, instance_uuid: str, context: Any, deadline: Deadline) -> Mapping | None:
+        """Return the instance's mapping, None where it has none and that is to be passed."""
+        try:
+            mapping = self.cells.locate(instance_uuid, deadline)
+        except InstanceNotMapped:
+            if self._settings.unmapped == "pass":
+                return None
+            raise
+        if mapping.project_id != context.project_id and self._settings.project_check and not self._is_admin(context):
+            raise InstanceNotMapped(instance_uuid)
+        return mapping
+
+    def _lease(self, mapping: Mapping | None, deadline: Deadline) -> Lease | None:
+        """Lease the handles of the mapping's cell, None where there is none yet and that is to be passed."""
+        if mapping is None:
+            return None
+        if mapping.cell_id is None:
+            if self._settings.building == "409":
+                raise InstanceBuilding(mapping.instance_uuid)
+            return None
+        try:
+            cell = self.cells.get(mapping.cell_id, deadline)
+        except CellNotFound as missing:
+            raise MappingDangling(mapping.instance_uuid, mapping.cell_id) from missing
+        return self.cells.lease(cell, deadline)
+
+    def _is_admin(self, context: Any) -> bool:
+        return bool(context.is_admin) or not self._settings.admin_roles.isdisjoint(context.roles)
+
+    def _answer(self, error: Exception, environ: WSGIEnvironment) -> WSGIApplication:
+        context = environ.get(self._settings.context_key)
+        answer: WSGIApplication = fault(error, environ, admin=context is not None and self._is_admin(context))
+        return answer
+
+
+def _match_nothing(path: str) -> None:
+    """Stand in for the routes where the filter is switched off."""

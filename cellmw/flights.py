@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flights: of all threads that want the same thing at the same time, one fetches it and the others wait for it.
+
+It remembers nothing: whoever calls keeps what was fetched.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from cellmw.exceptions import DeadlineExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from cellmw.deadline import Deadline
+
+K = TypeVar("K", bound="Hashable")
+V = TypeVar("V")
+
+
+class Flights(Generic[K, V]):
+    """At most one fetch under way for each key. Lives as long as the process.
+
+    Shared by all threads. A fetch for one key never waits for one of another: the lock guards the bookkeeping alone.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[K, _Flight[V]] = {}
+
+    def run(
+        self, key: K, fetch: Callable[[], V], keep: Callable[[V], Any], deadline: Deadline | None, waited_for: str
+    ) -> V:
+        """Return what ``fetch`` returns, in this thread or in the one that is fetching the same key already.
+
+        :param keep: called with the value by the thread that fetched it, unless the key was forgotten meanwhile; it
+            runs under the lock, so it only puts the value where it is looked for
+        :param waited_for: what is being fetched, for the message
+        :raises DeadlineExceeded: if the other thread is not done in time
+        :raises Exception: whatever the fetch raised, in every thread that waited for it
+        """
+        while True:
+            mine: _Flight[V] = _Flight()
+            with self._lock:
+                flight = self._under_way.setdefault(key, mine)
+            if flight is mine:
+                return self._lead(key, mine, fetch, keep)
+            if not flight.landed.acquire(timeout=-1 if deadline is None else deadline.left()):
+                raise DeadlineExceeded(waited_for)
+            flight.landed.release()
+            if flight.error is None:
+                return flight.value
+            if not isinstance(flight.error, DeadlineExceeded):
+                raise flight.error
+            # the leader's time was up, which says nothing of ours
+
+    def forget(self, key: K, drop: Callable[[], Any]) -> None:
+        """Make a fetch that is under way keep nothing, and drop what was kept, in one step."""
+        with self._lock:
+            self._under_way.pop(key, None)
+            drop()
+
+    def _lead(self, key: K, mine: _Flight[V], fetch: Callable[[], V], keep: Callable[[V], Any]) -> V:
+        try:
+            mine.value = fetch()
+        except BaseException as error:
+            mine.error = error
+            raise
+        finally:
+            with self._lock:
+                if self._under_way.get(key) is mine:
+                    if mine.error is None:
+                        keep(mine.value)
+                    del self._under_way[key]
+            mine.landed.release()
+        return mine.value
+
+
+class _Flight(Generic[V]):
+    """One fetch. ``landed`` is locked until it has ended."""
+
+    __slots__ = ("error", "landed", "value")
+
+    value: V
+
+    def __init__(self) -> None:
+        self.landed = threading.Lock()
+        self.landed.acquire()
+        self.error: BaseException | None = None

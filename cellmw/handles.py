@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cell -> its open handles: the oslo.messaging transport and the database engine that all requests share.
+
+Opening them connects to nothing; the first message and the first statement do. Nobody outside the pool and its leases
+gets to see them: what a request sees are views (lease.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import oslo_messaging
+from oslo_config import cfg
+from oslo_db.sqlalchemy import orm
+from sqlalchemy.orm import sessionmaker
+
+from cellmw.engines import WRITER, make_engine
+from cellmw.exceptions import CellMisconfigured, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from cellmw.cell import Cell
+
+LOG = logging.getLogger(__name__)
+
+_GROUPS_OF_THE_GLOBAL_CONF = ("oslo_messaging_metrics", "oslo_messaging_tracing")
+
+
+class Handles:
+    """A cell's open transport and database. Lives from the first lease on the cell until the pool is closed.
+
+    Shared by all threads. ``leases`` is the set of those that are open, and the one place that says so: adding to it and
+    removing from it are single steps of the interpreter, which no lock has to guard and a finalizer can take anywhere.
+
+    :ivar cell: whose they are
+    :ivar conf: the options that the transport and its clients go by
+    :ivar transport: None for a cell that has no message queue
+    :ivar engine: for reading; the writers' sessions use the same pool of connections
+    """
+
+    def __init__(
+        self, cell: Cell, conf: cfg.ConfigOpts, transport: oslo_messaging.Transport | None, engine: Engine
+    ) -> None:
+        self.cell = cell
+        self.conf = conf
+        self.transport = transport
+        self.engine = engine
+        self.reader_maker = _session_maker(engine)
+        self.writer_maker = _session_maker(engine.execution_options(**WRITER))
+        self._leases: set[int] = set()
+        self._closing = [self._close_transport, engine.dispose]
+
+    @classmethod
+    def open(cls, cell: Cell, conf: cfg.ConfigOpts, engine_options: Mapping[str, Any]) -> Handles:
+        """Open the handles of this cell, which connects to nothing yet.
+
+        :param engine_options: keyword arguments of ``oslo_db.sqlalchemy.engines.create_engine``
+        :raises CellMisconfigured: if one of the cell's URLs is missing, malformed or names a driver that isn't installed
+        """
+        try:
+            engine = make_engine(cell.reveal_database_connection(), engine_options, pre_ping=True)
+        except ConfigError as wrong:
+            raise CellMisconfigured(cell, str(wrong)) from None
+        return cls(cell, conf, _open_transport(cell, conf), engine)
+
+    @property
+    def leases(self) -> int:
+        """How many leases are open now."""
+        return len(self._leases)
+
+    def lend(self, lease: object) -> None:
+        """Count this lease as open."""
+        self._leases.add(id(lease))
+
+    def take_back(self, lease: object) -> bool:
+        """Count this lease as released.
+
+        :returns: False if it was released before
+        """
+        try:
+            self._leases.remove(id(lease))
+        except KeyError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the transport and the database's pool, once; one failing close is logged and never skips the other."""
+        while self._closing:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                close = self._closing.pop()
+                try:
+                    close()
+                except Exception:
+                    LOG.warning("cell %s: closing a handle failed", self.cell, exc_info=True)
+
+    def _close_transport(self) -> None:
+        if self.transport is not None:
+            self.transport.cleanup()
+
+    def __repr__(self) -> str:
+        return f"<Handles cell={self.cell} leases={self.leases} {'open' if self._closing else 'closed'}>"
+
+
+def _open_transport(cell: Cell, conf: cfg.ConfigOpts) -> oslo_messaging.Transport | None:
+    url = cell.reveal_transport_url()
+    if not cell.has_transport:
+        return None
+    _register_messaging_groups(conf)
+    try:
+        return oslo_messaging.get_rpc_transport(conf, url=url)
+    except oslo_messaging.DriverLoadFailure as failure:
+        raise CellMisconfigured(cell, f"no oslo.messaging driver {failure.driver!r} is installed") from None
+    except (oslo_messaging.InvalidTransportURL, cfg.NoSuchOptError, ValueError):
+        # their messages can quote the URL, with its password
+        raise CellMisconfigured(cell, "its transport URL is not one that oslo.messaging can read") from None
+
+
+def _register_messaging_groups(conf: cfg.ConfigOpts) -> None:
+    """Register the options that oslo.messaging registers on ``cfg.CONF`` alone but reads from whatever it is given."""
+    if conf is cfg.CONF:
+        return
+    for group in _GROUPS_OF_THE_GLOBAL_CONF:
+        with contextlib.suppress(cfg.NoSuchGroupError):
+            opts = cfg.CONF._get_group(group)._opts.values()
+            conf.register_opts([opt["opt"] for opt in opts], group=group)
+
+
+def _session_maker(engine: Engine) -> sessionmaker[Session]:
+    # what oslo.db's own maker passes, and that a session which was closed stays so: by default it opens itself again
+    return sessionmaker(
+        bind=engine,
+        class_=orm.Session,
+        query_cls=orm.Query,
+        expire_on_commit=False,
+        close_resets_only=False,
+    )

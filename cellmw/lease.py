@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lease: one request's claim on a cell's handles, and the views of them that the request gets to see.
+
+A view looks up the handles through its lease each time it is used, so that after the release it has nothing of the cell
+left, wherever it escaped to. What can't be taken back: an Engine that was asked for, and a session that another thread
+still has open (it stays that thread's to close).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+import weakref
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import oslo_messaging
+from oslo_db.sqlalchemy import enginefacade
+
+from cellmw.engines import WRITER
+from cellmw.exceptions import CellHasNoTransport, LeaseClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from cellmw.cell import Cell
+    from cellmw.handles import Handles
+
+LOG = logging.getLogger(__name__)
+
+_NOT_PORTABLE = "the handles of a cell stay in their process and in their request: they can't be pickled or deep-copied"
+
+
+class Lease:
+    """A claim on the open handles of a cell. Lives as long as one request, or one ``cells.target()`` block.
+
+    ``release()`` ends it exactly once, from whichever thread comes first. One that is forgotten is released by its
+    finalizer, with a ResourceWarning.
+    """
+
+    __slots__ = ("_clients", "_handles", "_sessions", "cell")
+
+    def __init__(self, handles: Handles) -> None:
+        self.cell: Cell = handles.cell
+        self._handles: Handles | None = handles
+        self._clients: dict[object, oslo_messaging.RPCClient] | None = None
+        self._sessions: weakref.WeakKeyDictionary[Any, int] | None = None
+        handles.lend(self)
+
+    @property
+    def handles(self) -> Handles:
+        """The handles, while the lease is open.
+
+        :raises LeaseClosed: after the release
+        """
+        handles = self._handles
+        if handles is None:
+            raise LeaseClosed(self.cell)
+        return handles
+
+    @property
+    def clients(self) -> dict[object, oslo_messaging.RPCClient]:
+        """The RPC clients that were made under this lease, which never outlive it.
+
+        :raises LeaseClosed: after the release
+        """
+        self.handles  # noqa: B018 - raises
+        if self._clients is None:
+            self._clients = {}
+        return self._clients
+
+    def register(self, session: Session | Connection) -> None:
+        """Remember a session that was opened under this lease, so that the release finds those left open."""
+        if self._sessions is None:
+            self._sessions = weakref.WeakKeyDictionary()
+        self._sessions[session] = threading.get_ident()
+
+    def release(self) -> None:
+        """Give the claim back: every view raises LeaseClosed from now on. A second call does nothing."""
+        handles = self._handles
+        if handles is None or not handles.take_back(self):
+            return
+        self._handles = self._clients = None
+        if self._sessions is not None:
+            for session, thread in list(self._sessions.items()):
+                _end_session(session, thread, self.cell)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handles", None) is not None:
+            warnings.warn(f"a lease on cell {self.cell} was never released", ResourceWarning, source=self, stacklevel=2)
+            self.release()
+
+    def __repr__(self) -> str:
+        return f"<Lease cell={self.cell} {'closed' if self._handles is None else 'open'}>"
+
+
+def _end_session(session: Session | Connection, thread: int, cell: Cell) -> None:
+    if not session.in_transaction():
+        return
+    if thread != threading.get_ident():
+        LOG.warning("cell %s: another thread still has a session open, which is its own to close", cell)
+        return
+    LOG.warning("cell %s: a session was left open at the end of the request; it is rolled back and closed", cell)
+    try:
+        session.rollback()
+        session.close()
+    except Exception:
+        LOG.warning("cell %s: closing a session that was left open failed", cell, exc_info=True)
+
+
+class TransportView(oslo_messaging.transport.RPCTransport):
+    """What a request sees of its cell's transport: an RPCTransport for clients and notifiers, not for servers.
+
+    Lives as long as whatever refers to it, and works as long as its lease is open.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        # not super().__init__(): it would keep the driver, and with it the cell
+        self._lease = lease
+
+    @property
+    def conf(self) -> Any:
+        """The ConfigOpts that the transport was made with."""
+        return self._lease.handles.conf
+
+    @property
+    def _driver(self) -> Any:
+        handles = self._lease.handles
+        if handles.transport is None:
+            raise CellHasNoTransport(handles.cell)
+        return handles.transport._driver
+
+    def client(self, key: object, make: Callable[[], oslo_messaging.RPCClient]) -> oslo_messaging.RPCClient:
+        """Return the client that this lease has for ``key``, made on first use."""
+        clients = self._lease.clients
+        client = clients.get(key)
+        if client is None:
+            client = clients[key] = make()
+        return client
+
+    def _listen(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(f"{self!r} can't serve: a server outlives every request and takes a transport of its own")
+
+    _listen_for_notifications = _listen
+
+    def cleanup(self) -> NoReturn:
+        """Refuse: the transport is shared with every other request for the cell."""
+        raise TypeError(f"{self!r} can't be cleaned up: the transport is shared with other requests")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(_NOT_PORTABLE)
+
+    def __repr__(self) -> str:
+        return f"<TransportView {self._lease!r}>"
+
+
+class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[misc] # oslo.db gives the class no name
+    """What a request sees of its cell's database: an oslo.db transaction context, with ``.reader``, ``.writer``, ...
+
+    Lives as long as whatever refers to it, and works as long as its lease is open, a kept ``.reader`` and a function
+    decorated with it included. It can't be configured or patched: what it stands for is shared with other requests.
+    """
+
+    # What the base class's constructor would set, at the cost of a third of a request's budget.
+    _allow_async = _connection = _independent = _is_global_manager = _savepoint = False
+    _mode = _replace_global_factory = None
+    _leased_factory: _LeasedFactory | None = None
+    _lease: Lease
+    _root_view: DatabaseView | None = None
+
+    def __init__(self, lease: Lease | None = None, *, root: DatabaseView | None = None, **modifiers: Any) -> None:
+        """Make the view of a lease; oslo.db makes the modified ones (``.reader``) from it, as ``root``."""
+        if lease is not None:
+            self._lease = lease
+        else:
+            super().__init__(root=root, **modifiers)
+
+    @property
+    def _root(self) -> DatabaseView:
+        return self._root_view or self
+
+    @_root.setter
+    def _root(self, root: DatabaseView) -> None:
+        self._root_view = root
+
+    @property
+    def _factory(self) -> _LeasedFactory:
+        root = self._root
+        root._lease.handles  # noqa: B018 - raises when the lease is closed
+        factory = root._leased_factory
+        if factory is None:
+            # one for each lease, not for each use: oslo.db tells by its identity whether a block joins the one around it
+            factory = root._leased_factory = _LeasedFactory(root._lease)
+        return factory
+
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(f"{self!r} can't be changed: the database is shared with other requests")
+
+    append_on_engine_create = configure = dispose_pool = make_new_manager = patch_engine = patch_factory = _refuse
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(_NOT_PORTABLE)
+
+    def __repr__(self) -> str:
+        return f"<DatabaseView {self._root._lease!r}>"
+
+
+class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type: ignore[misc] # it has no public name
+    """Gives oslo.db's blocks their sessions, from the leased handles. Lives as long as its view; one for each lease."""
+
+    _started = True
+    _transaction_ctx_cfg: Mapping[str, bool] = MappingProxyType(
+        {"rollback_reader_sessions": False, "flush_on_subtransaction": False}
+    )
+
+    def __init__(self, lease: Lease) -> None:
+        # not super().__init__(): nothing of what it prepares is for handles that are open already
+        self._lease = lease
+
+    def get_reader_engine(self) -> Engine:
+        return self._lease.handles.engine
+
+    get_writer_engine = get_reader_engine
+
+    def get_reader_maker(self) -> sessionmaker[Session]:
+        return self._lease.handles.reader_maker
+
+    def get_writer_maker(self) -> sessionmaker[Session]:
+        return self._lease.handles.writer_maker
+
+    def _create_session(self, mode: object, bind: Connection | None = None) -> Session:
+        maker = self.get_writer_maker() if mode is enginefacade._WRITER else self.get_reader_maker()
+        session = maker() if bind is None else maker(bind=bind)
+        self._lease.register(session)
+        return session
+
+    def _create_connection(self, mode: object) -> Connection:
+        engine = self._lease.handles.engine
+        connection = (engine.execution_options(**WRITER) if mode is enginefacade._WRITER else engine).connect()
+        self._lease.register(connection)
+        return connection
+
+
+def is_view_of(handle: object, lease: Lease) -> bool:
+    """Whether this is a view that was made under this lease, and not what somebody else has put in its place."""
+    return isinstance(handle, (DatabaseView, TransportView)) and handle._lease is lease

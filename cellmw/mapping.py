@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instance uuid -> mapping, cached, with the API database behind it.
+
+A mapping holds its cell's id and never its URLs, so that a cell can move without one of its instances being looked up
+again.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from cachetools import FIFOCache
+
+from cellmw.exceptions import InstanceNotMapped
+from cellmw.flights import Flights
+
+if TYPE_CHECKING:
+    from cellmw.cell import Cell
+    from cellmw.deadline import Deadline
+    from cellmw.store import InstanceMapping, Store
+
+SHORT_TTL = 1.0
+"""Seconds for which an answer is kept that is about to change: there is no mapping, or none with a cell, yet."""
+
+
+class Mapping:
+    """What the API database said of one instance, and when. Lives as long as the cache keeps it; immutable.
+
+    :ivar instance_uuid: in lower case
+    :ivar cell_id: the cell that it lives in, None while it is being built
+    :ivar project_id: the project that it belongs to, None where there is no mapping
+    :ivar queued_for_delete: whether its deletion has begun
+    """
+
+    __slots__ = ("cell_id", "expires_at", "instance_uuid", "loaded_at", "project_id", "queued_for_delete")
+
+    def __init__(self, instance_uuid: str, row: InstanceMapping | None, ttl: float) -> None:
+        self.instance_uuid = instance_uuid
+        self.cell_id = row.cell_id if row else None
+        self.project_id = row.project_id if row else None
+        self.queued_for_delete = bool(row and row.queued_for_delete)
+        self.loaded_at = monotonic()
+        self.expires_at = self.loaded_at + (ttl if self.cell_id is not None else min(ttl, SHORT_TTL))
+
+    @property
+    def exists(self) -> bool:
+        """Whether the API database knows the instance at all."""
+        return self.project_id is not None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the API database said so."""
+        return monotonic() - self.loaded_at
+
+    def __repr__(self) -> str:
+        return f"<Mapping instance={self.instance_uuid} cell_id={self.cell_id} age={self.age:.1f}s>"
+
+
+class Mappings:
+    """The instance mappings: read through a cache, written through to the API database. Lives as long as the process.
+
+    The cache is read without a lock; every change to it is made under that of the flights. When it is full, the mapping
+    that was loaded first, which would also expire first, makes room.
+    """
+
+    def __init__(self, store: Store, *, ttl: float, size: int) -> None:
+        """Begin with an empty cache.
+
+        :param ttl: seconds for which a mapping with a cell is kept
+        :param size: how many mappings are kept
+        """
+        self._store = store
+        self._ttl = ttl
+        self._cache: FIFOCache[str, Mapping] = FIFOCache(size)
+        self._flights: Flights[str, Mapping] = Flights()
+
+    def find(self, instance_uuid: str, deadline: Deadline | None = None) -> Mapping:
+        """Return the mapping of this instance, from the cache or from the API database.
+
+        :raises InstanceNotMapped: if it has none
+        :raises StoreUnavailable: if it is not in the cache and the API database does not answer
+        :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
+        """
+        mapping = self._cache.get(instance_uuid)
+        if mapping is None or mapping.expires_at <= monotonic():
+            mapping = self._load(instance_uuid, deadline)
+        if mapping.project_id is None:
+            raise InstanceNotMapped(instance_uuid)
+        return mapping
+
+    def distrust(self, mapping: Mapping) -> None:
+        """Drop a mapping which the app answered 404 for, unless it is so new that asking again would be no use.
+
+        So a client that keeps asking for what isn't there costs one look-up a second and not one for each request.
+        """
+        if mapping.age >= SHORT_TTL:
+            self.forget(mapping.instance_uuid)
+
+    def forget(self, instance_uuid: str) -> None:
+        """Drop what is cached for this instance; what is being looked up at the moment will not be kept either."""
+        self._flights.forget(instance_uuid, lambda: self._cache.pop(instance_uuid, None))
+
+    def create(
+        self, instance_uuid: str, *, project_id: str, user_id: str | None = None, cell: Cell | None = None
+    ) -> None:
+        """Map a new instance; without a cell it counts as being built until :meth:`schedule`.
+
+        :raises InstanceMapped: if it is mapped already
+        """
+        self._store.create_instance(
+            instance_uuid, project_id=project_id, user_id=user_id, cell_id=None if cell is None else cell.id
+        )
+        self.forget(instance_uuid)
+
+    def schedule(self, instance_uuid: str, cell: Cell) -> None:
+        """Map the instance to the cell that was chosen for it.
+
+        :raises InstanceNotMapped: if it was never created
+        """
+        self._store.update_instance(instance_uuid, cell_id=cell.id)
+        self.forget(instance_uuid)
+
+    def queue_for_delete(self, instance_uuid: str) -> None:
+        """Flag that the instance's deletion has begun.
+
+        :raises InstanceNotMapped: if it has no mapping
+        """
+        self._store.update_instance(instance_uuid, queued_for_delete=True)
+        self.forget(instance_uuid)
+
+    def delete(self, instance_uuid: str) -> None:
+        """Unmap an instance that is gone.
+
+        :raises InstanceNotMapped: if it has no mapping
+        """
+        self._store.delete_instance(instance_uuid)
+        self.forget(instance_uuid)
+
+    def _load(self, instance_uuid: str, deadline: Deadline | None) -> Mapping:
+        return self._flights.run(
+            instance_uuid,
+            fetch=lambda: Mapping(instance_uuid, self._store.find_instance(instance_uuid), self._ttl),
+            keep=self._keep,
+            deadline=deadline,
+            waited_for=f"the mapping of instance {instance_uuid}",
+        )
+
+    def _keep(self, mapping: Mapping) -> None:
+        # taken out first: the cache evicts in the order of insertion, which a mere update would not change
+        self._cache.pop(mapping.instance_uuid, None)
+        self._cache[mapping.instance_uuid] = mapping

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request path -> instance uuid, or None where the path names no instance.
+
+Only the path is looked at, and it is never changed. Whether the instance exists is the next station's question.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from cellmw.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_UUID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
+_PLACEHOLDERS = {"instance_uuid": _UUID, "version": r"v[0-9]+(?:\.[0-9]+)?"}
+_ANY_SEGMENT = "[^/]+"
+
+
+class Routes:
+    """The templates of the paths that name an instance. Lives as long as the filter; immutable.
+
+    A template is matched on whole segments from the start of the path, and what follows it belongs to the instance:
+    ``/servers/{instance_uuid}`` matches ``/servers/UUID/action`` and not ``/servers/UUIDx``.
+    """
+
+    def __init__(self, templates: Sequence[str]) -> None:
+        """Compile the templates.
+
+        :raises ConfigError: if one of them can't be understood, or if there is none
+        """
+        if not templates:
+            raise ConfigError("routes: there has to be at least one template, as in /servers/{instance_uuid}")
+        # one pattern for all of them: a path that names no instance is the common case, and is done after one match
+        self._match = re.compile(rf"(?:{'|'.join(map(_pattern, templates))})(?=/|\Z)").match
+
+    def match(self, path: str) -> str | None:
+        """Return the uuid that this PATH_INFO names, in lower case, or None.
+
+        :param path: as WSGI has it: the path's bytes, decoded as latin-1
+        """
+        found = self._match(path)
+        if found is None:
+            return None
+        if not path.isascii() and not _is_utf8(path):
+            return None
+        instance_uuid: str = found[found.lastindex or 0]
+        return instance_uuid.lower()
+
+
+def _pattern(template: str) -> str:
+    if not template.startswith("/"):
+        raise ConfigError(f"routes: {template!r} does not begin with a slash")
+    segments = template[1:].split("/")
+    if segments.count("{instance_uuid}") != 1:
+        raise ConfigError(f"routes: {template!r} needs exactly one segment that is {{instance_uuid}}")
+    return "".join(f"/{_segment_pattern(segment, template)}" for segment in segments)
+
+
+def _segment_pattern(segment: str, template: str) -> str:
+    if placeholder := re.fullmatch(r"\{([a-z_]+)\}", segment):
+        return _PLACEHOLDERS.get(placeholder[1], _ANY_SEGMENT)
+    if not segment or "{" in segment or "}" in segment:
+        raise ConfigError(f"routes: {template!r} has a segment that is neither a word nor a {{name}}: {segment!r}")
+    return re.escape(segment)
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode("latin-1").decode()
+    except UnicodeError:
+        return False
+    return True

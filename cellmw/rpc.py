@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Context -> the RPC client that reaches its cell, and the serializer that takes a context across the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import oslo_messaging
+
+from cellmw.context import RequestContext
+from cellmw.exceptions import NotTargeted
+from cellmw.lease import TransportView
+
+_SHARED = ("timeout", "version_cap", "serializer", "retry", "call_monitor_timeout", "transport_options")
+"""What the clients for all cells have in common with the default one."""
+
+_HANDLES = ("db_connection", "mq_connection")
+
+
+class ContextSerializer(oslo_messaging.NoOpSerializer):
+    """Sends a context as its ``to_dict()`` and gives the receiver a RequestContext; arguments pass as they are.
+
+    Handles never cross: what arrives is not aimed at any cell.
+    """
+
+    def __init__(self, context_class: type[RequestContext] = RequestContext) -> None:
+        """Serialize contexts.
+
+        :param context_class: what the receiver gets, made by its ``from_dict``
+        """
+        self._context_class = context_class
+
+    def serialize_context(self, context: Any) -> dict[str, Any]:
+        values = context if isinstance(context, dict) else context.to_dict()
+        return {key: value for key, value in values.items() if key not in _HANDLES}
+
+    def deserialize_context(self, context: dict[str, Any]) -> RequestContext:
+        return self._context_class.from_dict(context)
+
+
+class ClientRouter:
+    """Gives each context the client that reaches its cell. Lives as long as the service; made once from its client.
+
+    ::
+
+        compute_rpc = ClientRouter(oslo_messaging.get_rpc_client(transport, target))
+        compute_rpc.client(context).cast(context, "reboot", instance_uuid=uuid)
+    """
+
+    def __init__(
+        self, default_client: oslo_messaging.RPCClient | None, *, target: oslo_messaging.Target | None = None
+    ) -> None:
+        """Route by this client, whose target, serializer, timeouts and version cap the cells' clients share.
+
+        Where it brings no serializer of its own, :class:`ContextSerializer` is used.
+
+        :param default_client: for contexts that were never targeted; None where the service has no bus of its own
+        :param target: what to send to, where there is no default client to take it from
+        """
+        if default_client is None:
+            if target is None:
+                raise TypeError("ClientRouter takes a default client, or the target to send to where there is none")
+            self._target = target
+            self._options: dict[str, Any] = {"serializer": ContextSerializer()}
+            self._default = None
+            return
+        self._target = default_client.target
+        self._options = {name: getattr(default_client, name) for name in _SHARED}
+        if type(default_client.serializer) is oslo_messaging.NoOpSerializer:
+            self._options["serializer"] = ContextSerializer()
+        self._default = self._make(default_client.transport)
+
+    def client(self, context: Any) -> oslo_messaging.RPCClient:
+        """Return the client of the cell that the context is aimed at, the default one where it never was.
+
+        The cell's client is made on first use and works until the lease ends; then it raises LeaseClosed.
+
+        :raises NotTargeted: if the context was never targeted and there is no default
+        :raises LeaseClosed: if the request that the context was targeted for has ended
+        """
+        transport = getattr(context, "mq_connection", None)
+        if transport is None:
+            if self._default is None:
+                raise NotTargeted("the context is aimed at no cell, and the service has no message bus of its own")
+            return self._default
+        if isinstance(transport, TransportView):
+            return transport.client(self, lambda: self._make(transport))
+        # somebody else's, as Nova's set_target_cell leaves one
+        return self._make(transport)
+
+    def _make(self, transport: oslo_messaging.Transport) -> oslo_messaging.RPCClient:
+        return oslo_messaging.get_rpc_client(transport, self._target, **self._options)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cell records: ``cell_mappings`` -> :class:`cellmw.cell.Cell`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from oslo_db import exception as db_exc
+from oslo_utils import uuidutils
+from sqlalchemy import delete, func, insert, select, update
+
+from cellmw.cell import NO_TRANSPORT_SCHEME, Cell
+from cellmw.exceptions import CellExists, CellInUse, CellNotFound
+from cellmw.store.database import UNSET, Database, Unset, given
+from cellmw.store.models import cell_mappings, host_mappings, instance_mappings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+_CELLS = select(
+    cell_mappings.c.id,
+    cell_mappings.c.uuid,
+    cell_mappings.c.name,
+    cell_mappings.c.disabled,
+    cell_mappings.c.transport_url,
+    cell_mappings.c.database_connection,
+)
+
+
+class CellRecords(Database):
+    """What the API database knows of cells. No two of its cells may have a database or a message queue in common."""
+
+    def get_cell(self, ref: int | str) -> Cell:
+        """Return the cell with this id or uuid.
+
+        :raises CellNotFound: if there is none
+        """
+        return self._read(lambda connection: _get(connection, ref))
+
+    def list_cells(self) -> list[Cell]:
+        """Return every cell, by id."""
+        rows = self._read(lambda connection: connection.execute(_CELLS.order_by(cell_mappings.c.id)).all())
+        return [_cell(row) for row in rows]
+
+    def create_cell(
+        self,
+        *,
+        name: str | None,
+        transport_url: str,
+        database_connection: str,
+        disabled: bool = False,
+        uuid: str | None = None,
+    ) -> Cell:
+        """Record a cell. Nothing is locked: two that are recorded at the same moment don't see each other's URLs.
+
+        :param uuid: a new one by default
+        :raises CellExists: if another cell has that uuid or one of those URLs
+        """
+        values: dict[str, Any] = {
+            "uuid": uuid or uuidutils.generate_uuid(),
+            "name": name,
+            "transport_url": transport_url,
+            "database_connection": database_connection,
+            "disabled": disabled,
+        }
+
+        def work(connection: Connection) -> Cell:
+            _check_that_new(connection, values)
+            try:
+                key = connection.execute(insert(cell_mappings).values(values)).inserted_primary_key
+            except db_exc.DBDuplicateEntry:
+                raise _same_uuid(values["uuid"]) from None
+            assert key is not None
+            return Cell(id=key[0], **values)
+
+        return self._write(work)
+
+    def update_cell(
+        self,
+        uuid: str,
+        *,
+        name: str | Unset | None = UNSET,
+        transport_url: str | Unset = UNSET,
+        database_connection: str | Unset = UNSET,
+        disabled: bool | Unset = UNSET,
+    ) -> Cell:
+        """Change what is given of a cell. Locks its row.
+
+        :raises CellNotFound: if there is none
+        :raises CellExists: if another cell has one of those URLs
+        """
+        values = given(
+            name=name, transport_url=transport_url, database_connection=database_connection, disabled=disabled
+        )
+
+        def work(connection: Connection) -> Cell:
+            _check_that_new(connection, values | {"uuid": uuid}, updated=uuid)
+            if values:
+                connection.execute(update(cell_mappings).where(cell_mappings.c.uuid == uuid).values(values))
+            return _get(connection, uuid)
+
+        return self._write(work)
+
+    def delete_cell(self, uuid: str, *, force: bool = False) -> None:
+        """Forget a cell that no host and no instance is mapped to. Locks its row, and those of its mappings.
+
+        :param force: forget the mappings of its hosts with it, and those of instances that are queued for deletion
+        :raises CellNotFound: if there is none
+        :raises CellInUse: by ``hosts``, by ``instances``, or by ``deleted instances`` that are queued for deletion
+        """
+
+        def work(connection: Connection) -> None:
+            cell = _get(connection, uuid)
+            mapped = _mapped_to(connection, cell)
+            if force:
+                mapped = [what for what in mapped if what == "instances"]
+            if mapped:
+                raise CellInUse(uuid, mapped)
+            try:
+                if force:
+                    connection.execute(delete(host_mappings).where(host_mappings.c.cell_id == cell.id))
+                    connection.execute(delete(instance_mappings).where(_instances_of(cell), _is_deleted()))
+                connection.execute(delete(cell_mappings).where(cell_mappings.c.id == cell.id))
+            except db_exc.DBReferenceError as newcomer:
+                raise CellInUse(uuid, ["hosts" if newcomer.table == "host_mappings" else "instances"]) from None
+
+        self._write(work)
+
+
+def _cell(row: Sequence[Any]) -> Cell:
+    return Cell(row[0], row[1], row[2], bool(row[3]), row[4], row[5])
+
+
+def _get(connection: Connection, ref: int | str) -> Cell:
+    column = cell_mappings.c.id if isinstance(ref, int) else cell_mappings.c.uuid
+    row = connection.execute(_CELLS.where(column == ref)).first()
+    if row is None:
+        raise CellNotFound(ref)
+    return _cell(row)
+
+
+def _check_that_new(connection: Connection, values: dict[str, Any], *, updated: str | None = None) -> None:
+    """Refuse what only one cell can have; the one that is updated may go on having it."""
+    for other in connection.execute(_CELLS.order_by(cell_mappings.c.id)):
+        if other.uuid == updated:
+            continue
+        if other.uuid == values["uuid"]:
+            raise _same_uuid(other.uuid)
+        if other.database_connection == values.get("database_connection"):
+            raise CellExists(f"cell {other.uuid} has that database connection already")
+        if other.transport_url == values.get("transport_url") and not _is_no_transport(other.transport_url):
+            raise CellExists(f"cell {other.uuid} has that transport URL already")
+
+
+def _same_uuid(uuid: str) -> CellExists:
+    return CellExists(f"cell {uuid} is there already")
+
+
+def _is_no_transport(transport_url: str | None) -> bool:
+    return (transport_url or "").startswith(NO_TRANSPORT_SCHEME)
+
+
+def _instances_of(cell: Cell) -> Any:
+    return instance_mappings.c.cell_id == cell.id
+
+
+def _is_deleted() -> Any:
+    return func.coalesce(instance_mappings.c.queued_for_delete, False)
+
+
+def _mapped_to(connection: Connection, cell: Cell) -> list[str]:
+    questions = {
+        "hosts": select(host_mappings.c.id).where(host_mappings.c.cell_id == cell.id),
+        "instances": select(instance_mappings.c.id).where(_instances_of(cell), ~_is_deleted()),
+        "deleted instances": select(instance_mappings.c.id).where(_instances_of(cell), _is_deleted()),
+    }
+    return [what for what, rows in questions.items() if connection.execute(rows.limit(1)).first()]

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A piece of work with a connection -> one transaction in the API database, and what happens when it fails.
+
+The queries themselves are in the files that are named for the tables.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import sqlalchemy
+from oslo_db import exception as db_exc
+from sqlalchemy import exc
+
+from cellmw import engines
+from cellmw.exceptions import StoreUnavailable
+from cellmw.store import models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection, Engine
+
+Result = TypeVar("Result")
+
+DATABASE_ERRORS = (db_exc.DBError, exc.SQLAlchemyError)
+"""What a database failure is raised as: oslo.db translates what comes from a driver, and lets the rest through."""
+
+
+class Unset(enum.Enum):
+    """The type of :data:`UNSET`."""
+
+    UNSET = "unset"
+
+
+UNSET = Unset.UNSET
+"""Stands for an argument that was not given, where None is a value that can be."""
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return those of the values that were given."""
+    return {name: value for name, value in values.items() if value is not UNSET}
+
+
+class Database:
+    """The way to the API database. Lives as long as the process; threads share it, each call takes its own connection.
+
+    Pooled connections are not tested before they are used. A transaction that meets one which the server has dropped
+    meanwhile is run once more on a fresh one: SQLAlchemy then distrusts every connection that is as old, so that the
+    second attempt never meets another of them.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Take an engine over, without connecting to anything.
+
+        :param engine: as ``engines.make_engine`` makes it; close() disposes of it
+        """
+        engine.hide_parameters = True  # the error of a failed INSERT would show the URLs of a cell
+        self._engine = engine
+        self._writer = engine.execution_options(**engines.WRITER)
+        self._closed = False
+
+    def close(self) -> None:
+        """Close the pooled connections; later calls do nothing."""
+        if not self._closed:
+            self._closed = True
+            self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._engine.dialect.name} {'closed' if self._closed else 'open'}>"
+
+    def _read(self, work: Callable[[Connection], Result]) -> Result:
+        return self._run(self._engine, work)
+
+    def _write(self, work: Callable[[Connection], Result]) -> Result:
+        return self._run(self._writer, work, writes=True)
+
+    def _run(
+        self, engine: Engine, work: Callable[[Connection], Result], *, writes: bool = False, last: bool = False
+    ) -> Result:
+        connected = committing = False
+        try:
+            with engine.connect() as connection:
+                connected = True
+                result = work(connection)
+                if writes:
+                    committing = True
+                    connection.commit()
+                return result
+        except DATABASE_ERRORS as error:
+            # once COMMIT is on its way nobody knows whether it has arrived
+            if last or not connected or committing or not _dropped(error):
+                raise self._failure(error) from error
+        return self._run(engine, work, writes=writes, last=True)
+
+    def _failure(self, error: Exception) -> StoreUnavailable:
+        if not _dropped(error) and self._tables_are_missing():
+            return StoreUnavailable("the API database has no tables for cells yet: run `cellmw-manage api_db sync`")
+        return failure(error)
+
+    def _tables_are_missing(self) -> bool:
+        try:
+            return not models.metadata.tables.keys() <= set(sqlalchemy.inspect(self._engine).get_table_names())
+        except DATABASE_ERRORS:
+            return False
+
+
+def failure(error: Exception) -> StoreUnavailable:
+    """Turn one of :data:`DATABASE_ERRORS` into ours, whose message quotes nothing of it."""
+    if isinstance(error, db_exc.DBNonExistentDatabase):
+        return StoreUnavailable("the API database does not exist: create it, then run `cellmw-manage api_db sync`")
+    if isinstance(error, exc.TimeoutError):
+        return StoreUnavailable("no connection to the API database became free: max_pool_size may be too small")
+    if _dropped(error):
+        return StoreUnavailable("the API database does not answer")
+    return StoreUnavailable(f"the API database failed: {_driver_error(error)}")
+
+
+def _dropped(error: Exception) -> bool:
+    return isinstance(error, db_exc.DBConnectionError) or getattr(error, "connection_invalidated", False)
+
+
+def _driver_error(error: Exception) -> str:
+    """Name the error without its message, in which a driver may quote what was to be written."""
+    inner = getattr(error, "inner_exception", None) or error
+    original = getattr(inner, "orig", None) or inner
+    number = next((str(argument) for argument in original.args[:1] if isinstance(argument, int)), "")
+    return f"{type(original).__name__} {number}".rstrip()

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine -> an API database whose tables are those of ``models``, by alembic.
+
+The revisions have a version table of their own, so that they get along with those of a service that keeps its tables
+in the same database. Nova's tables are used as they are: no revision may change them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from cellmw import engines
+from cellmw.exceptions import StoreError
+from cellmw.store.database import DATABASE_ERRORS, failure
+from cellmw.store.models import metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+VERSION_TABLE = "alembic_version_cellmw"
+"""Where alembic keeps which of our revisions the database is at."""
+
+_VERSION_TABLE_OF_NOVA = "alembic_version"
+
+
+class Synced(NamedTuple):
+    """What :func:`sync` did.
+
+    :ivar version: the revision that the database is at now
+    :ivar nova: whether the tables are Nova's, and were left as they are
+    """
+
+    version: str
+    nova: bool
+
+
+def sync(engine: Engine, version: str | None = None) -> Synced:
+    """Bring the API database to a revision, by default the newest; one that it is past already changes nothing.
+
+    :raises StoreUnavailable: if the database gives no answer
+    :raises StoreError: if there is no such revision, or if tables that are there already lack a column
+    """
+    config = _config()
+    _check_revision(config, version)
+    try:
+        with engine.execution_options(**engines.WRITER).begin() as connection:
+            nova = _is_managed_by_nova(connection)
+            _check_columns(connection)
+            config.attributes["connection"] = connection
+            command.upgrade(config, version or "head")
+            return Synced(_current(connection) or "", nova)
+    except DATABASE_ERRORS as error:
+        raise failure(error) from error
+
+
+def version(engine: Engine) -> str | None:
+    """Return the revision that the database is at, or None if it was never synced.
+
+    :raises StoreUnavailable: if the database gives no answer
+    """
+    try:
+        with engine.connect() as connection:
+            return _current(connection)
+    except DATABASE_ERRORS as error:
+        raise failure(error) from error
+
+
+def newest() -> str:
+    """Return the revision that :func:`sync` brings a database to."""
+    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config
+
+
+def _check_revision(config: Config, version: str | None) -> None:
+    try:
+        ScriptDirectory.from_config(config).get_revisions(version or "head")
+    except CommandError:
+        raise StoreError(f"there is no revision {version!r} of the API database: the newest is {newest()}") from None
+
+
+def _current(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+def _is_managed_by_nova(connection: Connection) -> bool:
+    """Tell by the mark that Nova's own sync leaves, as it makes these tables in its first revision."""
+    tables = set(sa.inspect(connection).get_table_names())
+    if not tables >= {_VERSION_TABLE_OF_NOVA, *metadata.tables}:
+        return False
+    return connection.execute(sa.select(sa.table(_VERSION_TABLE_OF_NOVA, sa.column("version_num")))).first() is not None
+
+
+def _check_columns(connection: Connection) -> None:
+    """Refuse tables that an old release of Nova left behind: whoever made them has to bring them up to date."""
+    inspector = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        if inspector.has_table(table.name):
+            there = {column["name"] for column in inspector.get_columns(table.name)}
+            if missing := sorted(set(table.columns.keys()) - there):
+                raise StoreError(
+                    f"the table {table.name} is there already, without {', '.join(missing)}: "
+                    "where it is Nova's, run `nova-manage api_db sync` of a current release first"
+                )
