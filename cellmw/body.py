@@ -14,47 +14,37 @@ if TYPE_CHECKING:
 
 
 class Owner(Protocol):
-    """Whoever has to know how the body fared: the trip."""
+    """Whoever has to know how the body fares: the trip."""
+
+    @property
+    def status(self) -> str:
+        """The status line that the app has given to start_response, empty before that."""
 
     def end(self) -> None:
-        """The body has been closed."""
-
-    def lose(self) -> None:
-        """The server never closed the body; said by a finalizer, so this takes no lock and waits for nothing."""
+        """The body has been closed; or it never was, and its finalizer says so, which must not wait for a lock."""
 
     def rescue(self, error: Exception) -> Iterable[bytes] | None:
-        """Reading the body raised this: return another one to go on with, or None to let the error through."""
+        """The app raised this before start_response: return a body to go on with, or None to let the error through."""
 
 
 class Body:
     """Hands out the app's body, and ends its owner exactly once after closing it. Lives as long as one response.
 
-    The server may read it all, in part or not at all, and closes it from whichever thread it likes. Where it never does,
-    the finalizer ends the owner, with a ResourceWarning: that server breaks PEP 3333.
+    The server may read it all, in part or not at all, and closes it from whichever thread it likes. Where it never
+    does, the finalizer ends the owner, with a ResourceWarning: that server breaks PEP 3333.
     """
 
-    __slots__ = ("_body", "_next", "_owner")
+    # A slot that is called __next__ holds the app's own, so that no Python code of ours runs for each chunk.
+    __slots__ = ("__next__", "_body", "_owner")
 
     def __init__(self, body: Iterable[bytes], owner: Owner) -> None:
-        self._owner: Owner | None = None
         self._body = body
-        self._next = iter(body).__next__
-        self._owner = owner
+        iterator = iter(body)
+        self.__next__ = iterator.__next__ if owner.status else _rescued(iterator, owner).__next__
+        self._owner: Owner | None = owner
 
     def __iter__(self) -> Iterator[bytes]:
         return self
-
-    def __next__(self) -> bytes:
-        try:
-            return self._next()
-        except StopIteration:
-            raise
-        except Exception as error:
-            other = None if self._owner is None else self._owner.rescue(error)
-            if other is None:
-                raise
-            self._next = iter(other).__next__
-            return self._next()
 
     def close(self) -> None:
         """Close the app's body, then end the owner; an error of the former does not skip the latter."""
@@ -69,7 +59,26 @@ class Body:
             owner.end()
 
     def __del__(self) -> None:
-        owner, self._owner = self._owner, None
+        try:
+            owner = self._owner
+        except AttributeError:  # the app's body could not even be iterated
+            return
         if owner is not None:
             warnings.warn("a response body was never closed by the server", ResourceWarning, source=self, stacklevel=2)
-            owner.lose()
+            owner.end()
+
+
+def _rescued(iterator: Iterator[bytes], owner: Owner) -> Iterator[bytes]:
+    """Yield the chunks of an app that has yet to call start_response, as a generator does with its first chunk."""
+    try:
+        first = next(iterator)
+    except StopIteration:
+        return
+    except Exception as error:
+        answer = owner.rescue(error)
+        if answer is None:
+            raise
+        yield from answer
+        return
+    yield first
+    yield from iterator

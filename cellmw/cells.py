@@ -7,12 +7,11 @@ Who makes one is deploy.py; who calls it, for a request, is filter.py.
 from __future__ import annotations
 
 import contextlib
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cellmw.context import targeted_copy
 from cellmw.exceptions import CellNotFound
-from cellmw.flights import Flights
+from cellmw.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from cellmw.mapping import Mappings
     from cellmw.pool import Pool
     from cellmw.store import Store
-
-REFRESH_PAUSE = 1.0
-"""Seconds after reading the cells in which an unknown one is not looked for again."""
 
 
 class Cells:
@@ -42,12 +38,10 @@ class Cells:
         self._pool = pool
         # replaced as a whole and never changed, so that it is read without a lock
         self._records: dict[int | str, Cell] = {}
-        self._read_at = float("-inf")
-        self._readers: Flights[str, list[Cell]] = Flights()
+        self._open_handles = pool.handles
         self.locate = mappings.find
-        self.lease = pool.lease
 
-    def get(self, ref: int | str, deadline: Deadline | None = None) -> Cell:
+    def get(self, ref: int | str) -> Cell:
         """Return the cell with this id, uuid or name.
 
         One that is not known is looked for once in the API database, so a new cell is there from its first use on.
@@ -55,22 +49,34 @@ class Cells:
         :raises CellNotFound: if there is none, or more than one of that name
         :raises StoreUnavailable: if it is not known and the API database does not answer
         """
-        cell = self._records.get(ref)
-        if cell is None:
-            if monotonic() - self._read_at >= REFRESH_PAUSE:
-                self._read(deadline)
-            cell = self._records.get(ref)
-            if cell is None:
-                raise CellNotFound(ref)
-        return cell
+        if ref not in self._records:
+            self._read()
+        try:
+            return self._records[ref]
+        except KeyError:
+            raise CellNotFound(ref) from None
 
-    def all(self, deadline: Deadline | None = None) -> list[Cell]:
+    def all(self) -> list[Cell]:
         """Return every cell, cell0 and disabled ones included, by id, as the API database has them now.
 
         :raises StoreUnavailable: if it does not answer
         """
-        self._read(deadline)
+        self._read()
         return [cell for ref, cell in self._records.items() if isinstance(ref, int)]
+
+    def lease(self, cell_id: int, deadline: Deadline | None = None) -> Lease:
+        """Lease the handles of the cell with this id, which are opened if they aren't open yet.
+
+        Whoever calls this has to see to the release; everybody but the filter is better served by :meth:`target`.
+
+        :raises CellNotFound: if there is no such cell
+        :raises CellMisconfigured: if the cell's URLs can't be used
+        :raises DeadlineExceeded: if another thread is opening them and is not done in time
+        """
+        handles = self._open_handles.get(cell_id)
+        if handles is None:
+            handles = self._pool.open(self.get(cell_id), deadline)
+        return Lease(handles)
 
     @contextlib.contextmanager
     def target(self, context: Any, cell: Cell, deadline: Deadline | None = None) -> Iterator[Any]:
@@ -80,7 +86,7 @@ class Cells:
 
         :raises CellMisconfigured: if the cell's URLs can't be used
         """
-        with self._pool.lease(cell, deadline) as lease:
+        with self.lease(cell.id, deadline) as lease:
             yield targeted_copy(context, lease)
 
     @property
@@ -93,16 +99,11 @@ class Cells:
         self._pool.close()
         self._store.close()
 
-    def _read(self, deadline: Deadline | None) -> None:
-        self._readers.run(
-            "cells", fetch=self._store.list_cells, keep=self._keep, deadline=deadline, waited_for="the list of cells"
-        )
-
-    def _keep(self, cells: list[Cell]) -> None:
+    def _read(self) -> None:
+        cells = self._store.list_cells()
         names = [cell.name for cell in cells]
         self._records = (
             {cell.id: cell for cell in cells}
             | {cell.name: cell for cell in cells if cell.name and names.count(cell.name) == 1}
             | {cell.uuid: cell for cell in cells}
         )
-        self._read_at = monotonic()

@@ -18,8 +18,8 @@ from cellmw.lease import DatabaseView, TransportView, is_view_of
 if TYPE_CHECKING:
     from cellmw.lease import Lease
 
-Before = tuple[Any, Any, Any] | None
-"""The ``db_connection``, ``mq_connection`` and ``cell_uuid`` that a context had; None where it was aimed at no cell."""
+Before = tuple[Any, Any, Any, Any]
+"""A context, and the ``db_connection``, ``mq_connection`` and ``cell_uuid`` that it had."""
 
 
 @enginefacade.transaction_context_provider
@@ -35,28 +35,24 @@ class RequestContext(oslo_context.context.RequestContext):
     cell_uuid: str | None = None
 
 
-def target(context: Any, lease: Lease) -> Before:
+def target(context: Any, lease: Lease) -> Before | None:
     """Aim the context at the lease's cell: set ``db_connection``, ``mq_connection`` and ``cell_uuid``.
 
-    :returns: the target that was there before, for :func:`untarget`
+    :returns: the target that was there before, for :func:`untarget`; None where there was none, and so nothing to undo:
+        the views stay on the context, closed, and whoever still holds it then gets LeaseClosed instead of the service's
+        default database and bus
     """
     database = getattr(context, "db_connection", None)
-    before = None if database is None else (database, context.mq_connection, context.cell_uuid)
+    before = None if database is None else (context, database, context.mq_connection, context.cell_uuid)
     context.db_connection = DatabaseView(lease)
     context.mq_connection = TransportView(lease)
     context.cell_uuid = lease.cell.uuid
     return before
 
 
-def untarget(context: Any, lease: Lease, before: Before) -> None:
-    """Bring back the target that was there before, and leave alone whatever the application has put in its place.
-
-    Where there was none before, the views stay on the context, closed: whoever still holds it then gets LeaseClosed
-    instead of the service's default database and bus.
-    """
-    if before is None:
-        return
-    database, transport, cell_uuid = before
+def untarget(lease: Lease, before: Before) -> None:
+    """Bring back the target that was there before, and leave alone whatever the application has put in its place."""
+    context, database, transport, cell_uuid = before
     if is_view_of(context.db_connection, lease):
         context.db_connection = database
         context.cell_uuid = cell_uuid

@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 
 class _Door:
-    """``reader`` or ``writer``: takes a context, or the function to decorate. Lives as long as the process; immutable."""
+    """``reader`` or ``writer``: takes a context, or a function to decorate. Lives as long as the process; immutable."""
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
@@ -50,8 +50,8 @@ class _Door:
     def __call__(self, context: Any) -> Any:
         """Give a block with a Session on the context's cell, or decorate a function that takes a context.
 
-        :param context: the context; or a function, whose first argument (the second of a method) is one, and which finds
-            the session as ``context.session``
+        :param context: the context; or a function, whose first argument (the second of a method) is one, and which
+            finds the session as ``context.session``
         :raises LeaseClosed: if the request that the context was targeted for has ended
         :raises NotTargeted: if the context was never targeted and ``[database] connection`` is not set
         """

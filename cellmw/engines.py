@@ -44,7 +44,7 @@ def make_engine(url: str, options: Mapping[str, Any], *, pre_ping: bool) -> Engi
         return engine, engine
 
     try:
-        # thread_checkin would call sleep(0) at each checkin, for eventlet's sake; max_retries=0 keeps it from connecting
+        # thread_checkin would sleep(0) at each checkin, for eventlet's sake; max_retries=0 keeps it from connecting
         engine: Engine = oslo_engines.create_engine(
             url, **options, thread_checkin=False, max_retries=0, _engine_target=engine_target
         )

@@ -104,7 +104,7 @@ class InstanceBuilding(StoreError):
 class MappingDangling(StoreError):
     """The instance is mapped to a cell that has no record."""
 
-    def __init__(self, instance_uuid: str, cell_id: int) -> None:
+    def __init__(self, instance_uuid: str, cell_id: int | None) -> None:
         super().__init__(f"instance {instance_uuid} is mapped to cell id {cell_id}, which has no record")
         self.instance_uuid = instance_uuid
         self.cell_id = cell_id

@@ -10,7 +10,7 @@ In the ini of a pipeline, behind the filter that makes the context and inside th
 In the environ it reads PATH_INFO and the context under ``context_key``, and sets:
 
 ``cellmw.target``
-    a :class:`cellmw.trip.Target`, for every request whose path names an instance, as long as its trip lasts
+    a :class:`cellmw.trip.Trip`, for every request whose path names an instance, as long as its trip lasts
 ``cellmw.context``
     a :class:`cellmw.context.RequestContext`, only where that is the ``context_key`` and none was there
 
@@ -19,6 +19,7 @@ It is for WSGI servers with native threads, not for ASGI or eventlet.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from oslo_middleware.base import ConfigurableMiddleware
@@ -27,7 +28,6 @@ from cellmw import conf as options
 from cellmw import deploy
 from cellmw.body import Body
 from cellmw.context import RequestContext
-from cellmw.deadline import Deadline
 from cellmw.exceptions import (
     CellmwError,
     CellNotFound,
@@ -37,8 +37,9 @@ from cellmw.exceptions import (
     MappingDangling,
 )
 from cellmw.faults import fault
+from cellmw.mapping import Mapping
 from cellmw.routes import Routes
-from cellmw.trip import TARGET_KEY, Target, Trip
+from cellmw.trip import TARGET_KEY, Trip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,8 +48,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from cellmw.cells import Cells
-    from cellmw.lease import Lease
-    from cellmw.mapping import Mapping
+    from cellmw.deadline import Deadline
 
 _PASTE_KEYS = ("oslo_config_project", "oslo_config_program", "oslo_config_file")
 """What oslo.middleware's contract takes from the ini beside the filter's own options."""
@@ -71,8 +71,15 @@ class CellFilter(ConfigurableMiddleware):
         super().__init__(application, conf)
         self.application: WSGIApplication = application
         overrides = {key: value for key, value in self.conf.items() if key not in _PASTE_KEYS}
-        settings = self._settings = deploy.settings(self.oslo_conf, overrides)
+        settings = deploy.settings(self.oslo_conf, overrides)
+        self._enabled = settings.enabled
         self._match = Routes(settings.routes).match if settings.enabled else _match_nothing
+        self._context_key = settings.context_key
+        self._request_timeout = settings.request_timeout
+        self._project_check = settings.project_check
+        self._admin_roles = settings.admin_roles
+        self._pass_unmapped = settings.unmapped == "pass"
+        self._pass_building = settings.building == "pass"
         if settings.enabled:
             self.cells = deploy.cells(self.oslo_conf, settings)
 
@@ -107,57 +114,46 @@ class CellFilter(ConfigurableMiddleware):
 
     def close(self) -> None:
         """Close every handle and the connections to the API database."""
-        if self._settings.enabled:
+        if self._enabled:
             self.cells.close()
 
     def _depart(self, instance_uuid: str, environ: WSGIEnvironment, start_response: StartResponse) -> Trip:
-        deadline = Deadline(self._settings.request_timeout)
-        context = self._context(environ)
+        deadline = monotonic() + self._request_timeout
+        context = environ.get(self._context_key) or self._make_context(environ)
         mapping = self._locate(instance_uuid, context, deadline)
-        lease = self._lease(mapping, deadline)
-        target = Target(instance_uuid, mapping, lease, deadline)
-        return Trip(target, environ, context, start_response, self.cells, self._answer)
+        try:
+            lease = None if mapping.cell_id is None else self.cells.lease(mapping.cell_id, deadline)
+        except CellNotFound as missing:
+            raise MappingDangling(instance_uuid, mapping.cell_id) from missing
+        return Trip(mapping, lease, deadline, environ, context, start_response, self.cells, self._answer)
 
-    def _context(self, environ: WSGIEnvironment) -> Any:
-        key = self._settings.context_key
-        context = environ.get(key)
-        if context is None:
-            if key != options.DEFAULT_CONTEXT_KEY:
-                raise ConfigError(f"no {key} in the environ: put this filter behind the one that makes the context")
-            context = environ[key] = RequestContext.from_environ(environ)
+    def _make_context(self, environ: WSGIEnvironment) -> RequestContext:
+        if self._context_key != options.DEFAULT_CONTEXT_KEY:
+            raise ConfigError(
+                f"no {self._context_key} in the environ: put cells behind the filter that makes the context"
+            )
+        context = environ[self._context_key] = RequestContext.from_environ(environ)
         return context
 
-    def _locate(self, instance_uuid: str, context: Any, deadline: Deadline) -> Mapping | None:
-        """Return the instance's mapping, None where it has none and that is to be passed."""
+    def _locate(self, instance_uuid: str, context: Any, deadline: Deadline) -> Mapping:
+        """Return the instance's mapping; one that is passed although it does not exist has no cell."""
         try:
             mapping = self.cells.locate(instance_uuid, deadline)
         except InstanceNotMapped:
-            if self._settings.unmapped == "pass":
-                return None
+            if self._pass_unmapped:
+                return Mapping(instance_uuid, None)
             raise
-        if mapping.project_id != context.project_id and self._settings.project_check and not self._is_admin(context):
+        if self._project_check and mapping.project_id != context.project_id and not self._is_admin(context):
             raise InstanceNotMapped(instance_uuid)
+        if mapping.cell_id is None and not self._pass_building:
+            raise InstanceBuilding(instance_uuid)
         return mapping
 
-    def _lease(self, mapping: Mapping | None, deadline: Deadline) -> Lease | None:
-        """Lease the handles of the mapping's cell, None where there is none yet and that is to be passed."""
-        if mapping is None:
-            return None
-        if mapping.cell_id is None:
-            if self._settings.building == "409":
-                raise InstanceBuilding(mapping.instance_uuid)
-            return None
-        try:
-            cell = self.cells.get(mapping.cell_id, deadline)
-        except CellNotFound as missing:
-            raise MappingDangling(mapping.instance_uuid, mapping.cell_id) from missing
-        return self.cells.lease(cell, deadline)
-
     def _is_admin(self, context: Any) -> bool:
-        return bool(context.is_admin) or not self._settings.admin_roles.isdisjoint(context.roles)
+        return bool(context.is_admin) or not self._admin_roles.isdisjoint(context.roles)
 
     def _answer(self, error: Exception, environ: WSGIEnvironment) -> WSGIApplication:
-        context = environ.get(self._settings.context_key)
+        context = environ.get(self._context_key)
         answer: WSGIApplication = fault(error, environ, admin=context is not None and self._is_admin(context))
         return answer
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from cellmw.deadline import left
 from cellmw.exceptions import DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Flights(Generic[K, V]):
                 flight = self._under_way.setdefault(key, mine)
             if flight is mine:
                 return self._lead(key, mine, fetch, keep)
-            if not flight.landed.acquire(timeout=-1 if deadline is None else deadline.left()):
+            if not flight.landed.acquire(timeout=-1 if deadline is None else left(deadline)):
                 raise DeadlineExceeded(waited_for)
             flight.landed.release()
             if flight.error is None:

@@ -35,9 +35,10 @@ _GROUPS_OF_THE_GLOBAL_CONF = ("oslo_messaging_metrics", "oslo_messaging_tracing"
 class Handles:
     """A cell's open transport and database. Lives from the first lease on the cell until the pool is closed.
 
-    Shared by all threads. ``leases`` is the set of those that are open, and the one place that says so: adding to it and
-    removing from it are single steps of the interpreter, which no lock has to guard and a finalizer can take anywhere.
+    Shared by all threads.
 
+    :ivar leases: the ``id()`` of each lease that is open, and the one place that says so. Adding one and removing one
+        are single steps of the interpreter, so no lock guards them and a finalizer can take them anywhere.
     :ivar cell: whose they are
     :ivar conf: the options that the transport and its clients go by
     :ivar transport: None for a cell that has no message queue
@@ -53,7 +54,7 @@ class Handles:
         self.engine = engine
         self.reader_maker = _session_maker(engine)
         self.writer_maker = _session_maker(engine.execution_options(**WRITER))
-        self._leases: set[int] = set()
+        self.leases: set[int] = set()
         self._closing = [self._close_transport, engine.dispose]
 
     @classmethod
@@ -61,33 +62,13 @@ class Handles:
         """Open the handles of this cell, which connects to nothing yet.
 
         :param engine_options: keyword arguments of ``oslo_db.sqlalchemy.engines.create_engine``
-        :raises CellMisconfigured: if one of the cell's URLs is missing, malformed or names a driver that isn't installed
+        :raises CellMisconfigured: if one of its URLs is missing, malformed or names a driver that isn't installed
         """
         try:
             engine = make_engine(cell.reveal_database_connection(), engine_options, pre_ping=True)
         except ConfigError as wrong:
             raise CellMisconfigured(cell, str(wrong)) from None
         return cls(cell, conf, _open_transport(cell, conf), engine)
-
-    @property
-    def leases(self) -> int:
-        """How many leases are open now."""
-        return len(self._leases)
-
-    def lend(self, lease: object) -> None:
-        """Count this lease as open."""
-        self._leases.add(id(lease))
-
-    def take_back(self, lease: object) -> bool:
-        """Count this lease as released.
-
-        :returns: False if it was released before
-        """
-        try:
-            self._leases.remove(id(lease))
-        except KeyError:
-            return False
-        return True
 
     def close(self) -> None:
         """Close the transport and the database's pool, once; one failing close is logged and never skips the other."""
@@ -104,7 +85,7 @@ class Handles:
             self.transport.cleanup()
 
     def __repr__(self) -> str:
-        return f"<Handles cell={self.cell} leases={self.leases} {'open' if self._closing else 'closed'}>"
+        return f"<Handles cell={self.cell} leases={len(self.leases)} {'open' if self._closing else 'closed'}>"
 
 
 def _open_transport(cell: Cell, conf: cfg.ConfigOpts) -> oslo_messaging.Transport | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -38,8 +37,7 @@ _NOT_PORTABLE = "the handles of a cell stay in their process and in their reques
 class Lease:
     """A claim on the open handles of a cell. Lives as long as one request, or one ``cells.target()`` block.
 
-    ``release()`` ends it exactly once, from whichever thread comes first. One that is forgotten is released by its
-    finalizer, with a ResourceWarning.
+    ``release()`` ends it exactly once, from whichever thread comes first.
     """
 
     __slots__ = ("_clients", "_handles", "_sessions", "cell")
@@ -49,7 +47,7 @@ class Lease:
         self._handles: Handles | None = handles
         self._clients: dict[object, oslo_messaging.RPCClient] | None = None
         self._sessions: weakref.WeakKeyDictionary[Any, int] | None = None
-        handles.lend(self)
+        handles.leases.add(id(self))
 
     @property
     def handles(self) -> Handles:
@@ -82,7 +80,11 @@ class Lease:
     def release(self) -> None:
         """Give the claim back: every view raises LeaseClosed from now on. A second call does nothing."""
         handles = self._handles
-        if handles is None or not handles.take_back(self):
+        if handles is None:
+            return
+        try:
+            handles.leases.remove(id(self))
+        except KeyError:  # another thread came first
             return
         self._handles = self._clients = None
         if self._sessions is not None:
@@ -94,11 +96,6 @@ class Lease:
 
     def __exit__(self, *exc_info: object) -> None:
         self.release()
-
-    def __del__(self) -> None:
-        if getattr(self, "_handles", None) is not None:
-            warnings.warn(f"a lease on cell {self.cell} was never released", ResourceWarning, source=self, stacklevel=2)
-            self.release()
 
     def __repr__(self) -> str:
         return f"<Lease cell={self.cell} {'closed' if self._handles is None else 'open'}>"
@@ -175,23 +172,18 @@ class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[mi
     _allow_async = _connection = _independent = _is_global_manager = _savepoint = False
     _mode = _replace_global_factory = None
     _leased_factory: _LeasedFactory | None = None
-    _lease: Lease
-    _root_view: DatabaseView | None = None
 
-    def __init__(self, lease: Lease | None = None, *, root: DatabaseView | None = None, **modifiers: Any) -> None:
-        """Make the view of a lease; oslo.db makes the modified ones (``.reader``) from it, as ``root``."""
-        if lease is not None:
-            self._lease = lease
-        else:
-            super().__init__(root=root, **modifiers)
+    def __init__(self, lease: Lease) -> None:
+        # not super().__init__(): see above
+        self._lease = lease
+
+    def _clone(self, **modifiers: Any) -> _ModifiedView:
+        kept = {"independent": self._independent, "mode": self._mode, "connection": self._connection}
+        return _ModifiedView(root=self._root, **kept | modifiers)
 
     @property
     def _root(self) -> DatabaseView:
-        return self._root_view or self
-
-    @_root.setter
-    def _root(self, root: DatabaseView) -> None:
-        self._root_view = root
+        return self
 
     @property
     def _factory(self) -> _LeasedFactory:
@@ -199,7 +191,7 @@ class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[mi
         root._lease.handles  # noqa: B018 - raises when the lease is closed
         factory = root._leased_factory
         if factory is None:
-            # one for each lease, not for each use: oslo.db tells by its identity whether a block joins the one around it
+            # one for each lease, not for each use: by its identity oslo.db tells if a block joins the one around it
             factory = root._leased_factory = _LeasedFactory(root._lease)
         return factory
 
@@ -213,6 +205,15 @@ class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[mi
 
     def __repr__(self) -> str:
         return f"<DatabaseView {self._root._lease!r}>"
+
+
+class _ModifiedView(DatabaseView):
+    """A view with modifiers, as ``.reader`` or ``.writer.independent`` give one. It gets to the lease by its root."""
+
+    _root: Any = None  # the base class's constructor sets it
+
+    def __init__(self, **modifiers: Any) -> None:
+        super(DatabaseView, self).__init__(**modifiers)
 
 
 class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type: ignore[misc] # it has no public name

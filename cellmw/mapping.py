@@ -7,10 +7,9 @@ again.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING
-
-from cachetools import FIFOCache
 
 from cellmw.exceptions import InstanceNotMapped
 from cellmw.flights import Flights
@@ -35,7 +34,7 @@ class Mapping:
 
     __slots__ = ("cell_id", "expires_at", "instance_uuid", "loaded_at", "project_id", "queued_for_delete")
 
-    def __init__(self, instance_uuid: str, row: InstanceMapping | None, ttl: float) -> None:
+    def __init__(self, instance_uuid: str, row: InstanceMapping | None, ttl: float = 0.0) -> None:
         self.instance_uuid = instance_uuid
         self.cell_id = row.cell_id if row else None
         self.project_id = row.project_id if row else None
@@ -72,7 +71,8 @@ class Mappings:
         """
         self._store = store
         self._ttl = ttl
-        self._cache: FIFOCache[str, Mapping] = FIFOCache(size)
+        self._size = size
+        self._cache: OrderedDict[str, Mapping] = OrderedDict()
         self._flights: Flights[str, Mapping] = Flights()
 
     def find(self, instance_uuid: str, deadline: Deadline | None = None) -> Mapping:
@@ -147,6 +147,7 @@ class Mappings:
         )
 
     def _keep(self, mapping: Mapping) -> None:
-        # taken out first: the cache evicts in the order of insertion, which a mere update would not change
-        self._cache.pop(mapping.instance_uuid, None)
         self._cache[mapping.instance_uuid] = mapping
+        self._cache.move_to_end(mapping.instance_uuid)
+        if len(self._cache) > self._size:
+            self._cache.popitem(last=False)

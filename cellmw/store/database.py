@@ -61,6 +61,11 @@ class Database:
         self._writer = engine.execution_options(**engines.WRITER)
         self._closed = False
 
+    @property
+    def engine(self) -> Engine:
+        """The engine, for the migrations."""
+        return self._engine
+
     def close(self) -> None:
         """Close the pooled connections; later calls do nothing."""
         if not self._closed:

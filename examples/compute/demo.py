@@ -116,6 +116,7 @@ class Tour:
         self.visit("reboot giant", "POST", uuids["giant"], "/action", body={"reboot": {}}, status=409)
         self.hang_up("hang up on web-1", uuids["web-1"])
         self.visit("delete web-2", "DELETE", uuids["web-2"], status=204, sends=True)
+        self.visit("delete giant", "DELETE", uuids["giant"], status=204)
         self.visit("show web-2 again", "GET", uuids["web-2"], status=404)
         self.visit("show an unknown one", "GET", UNKNOWN, status=404)
         self.visit("show another project's", "GET", uuids["web-1"], status=404, client=self._stranger)
@@ -166,7 +167,7 @@ class Tour:
         """Begin to read a stream that would go on for hours, leave, and see that the lease is given back."""
         path = f"{SERVERS}/{instance_uuid}/console?lines=1000000"
         meanwhile: list[int] = []
-        answer = self._client.begin(path, 100_000, lambda: meanwhile.append(self.deployment.leases))
+        answer = self._client.begin(path, 20_000, lambda: meanwhile.append(self.deployment.leases))
         databases = self.deployment.databases.holding(instance_uuid, answer.instance_name)
         self._expect(f"{what}: status", answer.status, 200)
         self._expect(f"{what}: database", databases, [self._homes[instance_uuid]])

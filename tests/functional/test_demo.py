@@ -63,7 +63,8 @@ def test_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_wrong_cell(corrupt: Callable[[str], None], wrongs: Callable[[], list[str]]) -> None:
     """An answer out of another cell's database, and a message on another cell's queue, are noticed."""
-    corrupt("UPDATE instance_mappings SET cell_id = (SELECT id FROM cell_mappings WHERE name = 'cell2')")
+    first = "WHERE id = (SELECT min(id) FROM instance_mappings)"
+    corrupt(f"UPDATE instance_mappings SET cell_id = (SELECT id FROM cell_mappings WHERE name = 'cell2') {first}")
     found = wrongs()
     assert "show web-1: database: cell2, and not cell1" in found
     assert "reboot web-1: queue: cell2, and not cell1" in found

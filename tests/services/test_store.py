@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store's tests of tests/unit, on MariaDB and PostgreSQL, and what only a server does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from cellmw import engines
+from cellmw.exceptions import CellInUse, CellNotFound, InstanceMapped, StoreUnavailable
+from cellmw.store import Store, migrations
+from tests.unit.test_store_cells import *  # noqa: F403 - every test there, with the store from here
+from tests.unit.test_store_hosts import *  # noqa: F403
+from tests.unit.test_store_instances import *  # noqa: F403
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+INSTANCE = "5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01"
+
+OTHERS = {
+    "mysql": "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+}
+
+KILL = {"mysql": "KILL CONNECTION {}", "postgresql": "SELECT pg_terminate_backend({}, 5000)"}
+
+
+@pytest.fixture(params=["mariadb_url", "postgresql_url"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database of a server."""
+    found: str = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    """An empty store, with room for three idle connections."""
+    engine = engines.make_engine(url, {"max_pool_size": 3}, pre_ping=False)
+    migrations.sync(engine)
+    with Store(engine) as store:
+        yield store
+
+
+@pytest.fixture
+def server(url: str) -> Iterator[Engine]:
+    """The server's side: an engine of our own on the same database."""
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    yield engine
+    engine.dispose()
+
+
+def drop_connections(server: Engine) -> int:
+    """End every connection to the database but our own, as a server or a proxy does with idle ones."""
+    dialect = server.dialect.name
+    with server.connect() as connection:
+        others = connection.exec_driver_sql(OTHERS[dialect]).scalars().all()
+        for other in others:
+            connection.exec_driver_sql(KILL[dialect].format(other))
+        while connection.exec_driver_sql(OTHERS[dialect]).scalars().all():
+            pass
+    return len(others)
+
+
+def fill_pool(store: Store) -> None:
+    """Leave three idle connections in the pool."""
+    with store.engine.connect() as one, store.engine.connect() as two, store.engine.connect() as three:
+        for connection in (one, two, three):
+            connection.exec_driver_sql("SELECT 1")
+
+
+def test_read_survives_dropped_connections(store: Store, server: Engine) -> None:
+    """A look-up is answered though the server has dropped every pooled connection."""
+    store.create_instance(INSTANCE, project_id="p")
+    fill_pool(store)
+    assert drop_connections(server) == 3
+    assert store.find_instance(INSTANCE) is not None
+
+
+def test_write_survives_dropped_connections(store: Store, server: Engine) -> None:
+    """A mapping is written, once, though the server has dropped every pooled connection."""
+    fill_pool(store)
+    assert drop_connections(server) == 3
+    store.create_instance(INSTANCE, project_id="p")
+    assert [mapping.instance_uuid for mapping in store.list_instances()] == [INSTANCE]
+
+
+def test_pool_is_whole_after_a_drop(store: Store, server: Engine) -> None:
+    """One attempt more is all that it takes: no later look-up meets another dropped connection."""
+    fill_pool(store)
+    drop_connections(server)
+    errors: list[object] = []
+    sa.event.listen(store.engine, "handle_error", lambda context: errors.append(context.original_exception))
+    for _ in range(6):
+        store.find_instance(INSTANCE)
+    assert len(errors) == 1
+
+
+def test_server_that_is_down(url: str) -> None:
+    """A server that nobody listens for is unavailable, and the message has no URL."""
+    down = sa.make_url(url).set(port=1).render_as_string(hide_password=False)
+    with (
+        Store(engines.make_engine(down, {}, pre_ping=False)) as store,
+        pytest.raises(StoreUnavailable, match="^the API database does not answer$"),
+    ):
+        store.find_instance(INSTANCE)
+
+
+def test_database_that_is_not_there(url: str) -> None:
+    """A database that nobody created says so."""
+    missing = sa.make_url(url).set(database="cellmw_test_no_such").render_as_string(hide_password=False)
+    with (
+        Store(engines.make_engine(missing, {}, pre_ping=False)) as store,
+        pytest.raises(StoreUnavailable, match="create it"),
+    ):
+        store.find_instance(INSTANCE)
+
+
+def test_instance_in_an_unknown_cell(store: Store) -> None:
+    """A server does not let an instance be mapped to a cell that is not recorded."""
+    with pytest.raises(CellNotFound):
+        store.create_instance(INSTANCE, project_id="p", cell_id=7)
+
+
+def test_instance_moved_to_an_unknown_cell(store: Store) -> None:
+    """A server does not let an instance be moved to a cell that is not recorded."""
+    store.create_instance(INSTANCE, project_id="p")
+    with pytest.raises(CellNotFound):
+        store.update_instance(INSTANCE, cell_id=7)
+
+
+def test_host_in_an_unknown_cell(store: Store) -> None:
+    """A server does not let a host be mapped to a cell that is not recorded."""
+    with pytest.raises(CellNotFound):
+        store.create_host("compute1", cell_id=7)
+
+
+def test_host_that_comes_while_its_cell_goes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is mapped after delete_cell has looked still keeps the cell."""
+    cell = store.create_cell(name="x", transport_url="rabbit://x/", database_connection="sqlite:///x.db")
+    store.create_host("compute1", cell_id=cell.id)
+    monkeypatch.setattr("cellmw.store.cells._mapped_to", lambda connection, cell: [])
+    with pytest.raises(CellInUse) as caught:
+        store.delete_cell(cell.uuid)
+    assert caught.value.mapped == ("hosts",)
+
+
+def test_failed_write_leaves_the_connection_usable(store: Store) -> None:
+    """A refused row does not spoil the next transaction."""
+    store.create_instance(INSTANCE, project_id="p")
+    with pytest.raises(InstanceMapped):
+        store.create_instance(INSTANCE, project_id="p")
+    assert store.find_instance(INSTANCE) is not None

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a database failure: one more attempt, or an error that says what to do and shows nothing."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event
+
+from cellmw import engines
+from cellmw.exceptions import InstanceMapped, StoreUnavailable
+from cellmw.store import Store, migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+INSTANCE = "5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """An engine on a synced database, with room for two connections."""
+    options = {"max_pool_size": 2, "max_overflow": 0, "pool_timeout": 0}
+    engine = engines.make_engine(f"sqlite:///{tmp_path}/api.db", options, pre_ping=False)
+    migrations.sync(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def connections(engine: Engine) -> list[Any]:
+    """The driver's connections, in the order in which they were opened from now on."""
+    opened: list[Any] = []
+    event.listen(engine, "connect", lambda connection, record: opened.append(connection))
+    engine.dispose()
+    return opened
+
+
+def fill_pool(engine: Engine) -> None:
+    """Leave two idle connections in the pool."""
+    with engine.connect(), engine.connect():
+        pass
+
+
+def test_read_survives_dropped_connections(engine: Engine, connections: list[Any]) -> None:
+    """A read that meets a dropped connection is answered on a fresh one, though every pooled one was dropped."""
+    store = Store(engine)
+    fill_pool(engine)
+    for connection in connections[:]:
+        connection.close()
+    assert store.find_instance(INSTANCE) is None
+    assert len(connections) == 3
+
+
+def test_write_survives_dropped_connections(engine: Engine, connections: list[Any]) -> None:
+    """A write that had not begun to commit is done on a fresh connection, once."""
+    store = Store(engine)
+    fill_pool(engine)
+    for connection in connections[:]:
+        connection.close()
+    store.create_instance(INSTANCE, project_id="p")
+    with pytest.raises(InstanceMapped):
+        store.create_instance(INSTANCE, project_id="p")
+
+
+def test_no_third_attempt(engine: Engine, connections: list[Any]) -> None:
+    """A database that drops the fresh connection, too, is down."""
+    store = Store(engine)
+    event.listen(engine, "engine_connect", lambda connection: connection.connection.dbapi_connection.close())
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        store.find_instance(INSTANCE)
+    assert len(connections) == 2
+
+
+def test_commit_is_never_repeated(engine: Engine, connections: list[Any]) -> None:
+    """A connection that is lost while it commits leaves open what happened, so nothing is written again."""
+    store = Store(engine)
+    event.listen(store._writer, "commit", lambda connection: connection.connection.dbapi_connection.close())
+    with pytest.raises(StoreUnavailable):
+        store.create_instance(INSTANCE, project_id="p")
+    assert len(connections) == 1
+
+
+def test_database_that_is_not_there(tmp_path: Path) -> None:
+    """A database that can't be opened says that it has to be created."""
+    with (
+        Store(engines.make_engine(f"sqlite:///{tmp_path}/no/api.db", {}, pre_ping=False)) as store,
+        pytest.raises(StoreUnavailable, match="create it"),
+    ):
+        store.list_cells()
+
+
+def test_exhausted_pool(engine: Engine) -> None:
+    """A store whose connections are all in use says which option may be too small."""
+    store = Store(engine)
+    with engine.connect(), engine.connect(), pytest.raises(StoreUnavailable, match="max_pool_size"):
+        store.find_instance(INSTANCE)
+
+
+def test_cause_is_chained(engine: Engine) -> None:
+    """The driver's own error is there for the log."""
+    engine.hide_parameters = False
+    store = Store(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE cell_mappings")
+    with pytest.raises(StoreUnavailable) as caught:
+        store.list_cells()
+    assert "no such table" in str(caught.value.__cause__)
+
+
+def test_traceback_shows_no_url(engine: Engine) -> None:
+    """Not even the whole chain of a failed write shows what was to be written."""
+    store = Store(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE cell_mappings ADD COLUMN more INTEGER NOT NULL")
+    with pytest.raises(StoreUnavailable) as caught:
+        store.create_cell(name="x", transport_url="rabbit://u:secret@h/", database_connection="sqlite:///secret")
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.fixture(autouse=True)
+def quiet_oslo(caplog: pytest.LogCaptureFixture) -> None:
+    """Keep what oslo.db says of errors that it wraps out of the output."""
+    caplog.set_level("CRITICAL", "oslo_db")
+
+
+def test_closes_once(engine: Engine) -> None:
+    """A closed store says so, and closing it again does nothing."""
+    with Store(engine) as store:
+        before = repr(store)
+    store.close()
+    assert (before, repr(store)) == ("<Store sqlite open>", "<Store sqlite closed>")
+
+
+def test_store_opens_nothing(tmp_path: Path) -> None:
+    """Making a store connects to nothing."""
+    Store(engines.make_engine(f"sqlite:///{tmp_path}/api.db", {}, pre_ping=False)).close()
+    assert list(tmp_path.iterdir()) == []
