@@ -26,13 +26,12 @@ import uuid
 import weakref
 from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import oslo_messaging
 from oslo_messaging._drivers import amqp, base, common
 
-from cellmw.deadline import Deadline
+from cellmw.deadline import Deadline, after, left
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -87,8 +86,8 @@ class _Message(NamedTuple):
     """One message in a queue."""
 
     envelope: Envelope
-    expires: float | None
-    """When its caller gives up, on the monotonic clock; such a message is not delivered later."""
+    expires: Deadline | None
+    """When its caller gives up; the message is not delivered later."""
 
 
 class _Delivery(NamedTuple):
@@ -116,7 +115,7 @@ class _Queue:
 
     def _head_expired(self) -> bool:
         expires = self.waiting[0].expires
-        return expires is not None and expires <= monotonic()
+        return expires is not None and not left(expires)
 
 
 class _Address(NamedTuple):
@@ -255,7 +254,7 @@ def _parse(url: oslo_messaging.TransportURL) -> tuple[str, str]:
 
 
 def _left(deadline: Deadline | None) -> float | None:
-    return None if deadline is None else deadline.left()
+    return None if deadline is None else left(deadline)
 
 
 def _pack(message: dict[str, Any], context: Any, **headers: Any) -> Envelope:
@@ -270,7 +269,7 @@ def _pack(message: dict[str, Any], context: Any, **headers: Any) -> Envelope:
     return envelope
 
 
-class _Request(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging is untyped
+class _Request(base.RpcIncomingMessage):
     """A call or cast as its server gets it. Lives until it is answered."""
 
     def __init__(self, driver: MemoryDriver, delivery: _Delivery) -> None:
@@ -313,7 +312,7 @@ class _Notification(_Request):
         self._driver.put_back(self._delivery)
 
 
-class _Listener(base.PollStyleListener):  # type: ignore[misc]  # oslo.messaging is untyped
+class _Listener(base.PollStyleListener):
     """Hands an inbox's deliveries to a server. Lives as long as the server listens."""
 
     def __init__(
@@ -340,7 +339,7 @@ class _Listener(base.PollStyleListener):  # type: ignore[misc]  # oslo.messaging
         return [self._receive(delivery) for delivery in self._fill(first, batch_size, batch_timeout)]
 
     def _fill(self, first: _Delivery | None, size: int, timeout: float | None) -> Iterator[_Delivery]:
-        deadline = None if timeout is None else Deadline(timeout)
+        deadline = None if timeout is None else after(timeout)
         delivery = first
         while delivery is not None:
             yield delivery
@@ -357,7 +356,7 @@ class _Listener(base.PollStyleListener):  # type: ignore[misc]  # oslo.messaging
         self.stop()
 
 
-class MemoryDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging is untyped
+class MemoryDriver(base.BaseDriver):
     """One transport's connection to the broker of its URL. Lives until the transport's ``cleanup()``.
 
     Any thread may use it. Its lock guards the connection and the inboxes that were opened over it, and is not held
@@ -417,11 +416,11 @@ class MemoryDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging is 
             return None
         call_id = uuid.uuid4().hex
         headers = {"_msg_id": call_id, "_timeout": call_monitor_timeout}
-        expires = None if timeout is None else monotonic() + timeout
-        request = _Message(_pack(message, ctxt, **headers), expires)
+        deadline = None if timeout is None else after(timeout)
+        request = _Message(_pack(message, ctxt, **headers), deadline)
         with self._expecting_answers(call_id) as answers:
             self._publish(target, request, mandatory=mandatory)
-            return self._wait(answers, target.topic, timeout, call_monitor_timeout or None)
+            return self._wait(answers, target.topic, deadline, call_monitor_timeout or None)
 
     def send_notification(
         self,
@@ -539,9 +538,8 @@ class MemoryDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging is 
             with self._lock:
                 self._calls.discard(inbox)
 
-    def _wait(self, answers: _Inbox[Envelope], topic: str, timeout: float | None, monitor: float | None) -> Any:
+    def _wait(self, answers: _Inbox[Envelope], topic: str, deadline: Deadline | None, monitor: float | None) -> Any:
         """Return the result of a call, or raise what its server raised."""
-        deadline = None if timeout is None else Deadline(timeout)
         while True:
             limits = [limit for limit in (_left(deadline), monitor) if limit is not None]
             envelope = answers.take(min(limits, default=None))

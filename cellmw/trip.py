@@ -76,7 +76,12 @@ class Trip:
         self._cells = cells
         self._answer = answer
         self.status = ""
-        self._before = None if lease is None else target(context, lease)
+        try:
+            self._before = None if lease is None else target(context, lease)
+        except BaseException:
+            if lease is not None:
+                lease.release()
+            raise
         environ[TARGET_KEY] = self
 
     @property

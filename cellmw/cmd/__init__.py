@@ -6,4 +6,4 @@ from __future__ import annotations
 import warnings
 
 # oslo.messaging imports oslo.service, which imports eventlet, which warns of itself
-warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated", category=DeprecationWarning)
+warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")

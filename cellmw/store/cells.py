@@ -124,7 +124,8 @@ class CellRecords(Database):
                     connection.execute(delete(instance_mappings).where(_instances_of(cell), _is_deleted()))
                 connection.execute(delete(cell_mappings).where(cell_mappings.c.id == cell.id))
             except db_exc.DBReferenceError as newcomer:
-                raise CellInUse(uuid, ["hosts" if newcomer.table == "host_mappings" else "instances"]) from None
+                is_host = str(newcomer.constraint).startswith(host_mappings.name)
+                raise CellInUse(uuid, ["hosts" if is_host else "instances"]) from None
 
         self._write(work)
 

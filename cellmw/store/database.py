@@ -123,8 +123,8 @@ def failure(error: Exception) -> StoreUnavailable:
         return StoreUnavailable("the API database does not exist: create it, then run `cellmw-manage api_db sync`")
     if isinstance(error, exc.TimeoutError):
         return StoreUnavailable("no connection to the API database became free: max_pool_size may be too small")
-    if _dropped(error):
-        return StoreUnavailable("the API database does not answer")
+    if _dropped(error) or getattr(_untranslated(error), "statement", "") is None:
+        return StoreUnavailable("the API database does not answer, or refuses the connection")
     return StoreUnavailable(f"the API database failed: {_driver_error(error)}")
 
 
@@ -132,9 +132,12 @@ def _dropped(error: Exception) -> bool:
     return isinstance(error, db_exc.DBConnectionError) or getattr(error, "connection_invalidated", False)
 
 
+def _untranslated(error: Exception) -> Exception:
+    return getattr(error, "inner_exception", None) or error
+
+
 def _driver_error(error: Exception) -> str:
     """Name the error without its message, in which a driver may quote what was to be written."""
-    inner = getattr(error, "inner_exception", None) or error
-    original = getattr(inner, "orig", None) or inner
+    original = getattr(_untranslated(error), "orig", None) or error
     number = next((str(argument) for argument in original.args[:1] if isinstance(argument, int)), "")
     return f"{type(original).__name__} {number}".rstrip()

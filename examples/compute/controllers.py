@@ -16,7 +16,7 @@ from oslo_config import cfg
 from webob import exc
 
 from cellmw import database, deploy, rpc
-from cellmw.exceptions import NotTargeted
+from cellmw.exceptions import NotTargeted, StoreUnavailable
 from examples.compute.context import CONTEXT
 from examples.compute.models import Instance
 from examples.compute.scheduler import MEMORY, Scheduler
@@ -42,7 +42,7 @@ _ROUTES = [
     ("GET", re.compile(f"/servers/{_UUID}/console"), "console"),
 ]
 
-FAULTS = {400: "badRequest", 404: "itemNotFound", 409: "conflictingRequest"}
+FAULTS = {400: "badRequest", 404: "itemNotFound", 409: "conflictingRequest", 503: "serviceUnavailable"}
 """The names that clients of such an API know."""
 
 
@@ -166,6 +166,8 @@ class ComputeAPI:
             response = fault(error)
         except NotTargeted:
             response = fault(exc.HTTPConflict("The instance is still being scheduled."))
+        except StoreUnavailable:
+            response = fault(exc.HTTPServiceUnavailable("No server can be created or deleted at the moment."))
         return response(environ, start_response)
 
     def _find_handler(self, request: webob.Request) -> tuple[Callable[..., webob.Response], dict[str, str]]:

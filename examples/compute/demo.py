@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
     @property
     def instance_name(self) -> str:
-        """The name of the instance that it shows, which tells from which database it came; empty where it shows none."""
+        """The name of the instance that it shows, which tells from which database it came; empty if it shows none."""
         if self.text.startswith("{"):
             return self.json.get("server", {}).get("name", "")
         return self.text.partition(" ")[0]

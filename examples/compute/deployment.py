@@ -7,7 +7,7 @@ Everything is in one process: the databases are SQLite files, the queues are ``m
 from __future__ import annotations
 
 import subprocess
-import sys
+import sysconfig
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sqlalchemy import orm
 
 PIPELINE = Path(__file__).parents[2] / "etc" / "api-paste.ini"
+
+MANAGE = Path(sysconfig.get_path("scripts")) / "cellmw-manage"
 
 CELLS = ("cell1", "cell2")
 
@@ -105,7 +107,7 @@ class Deployment:
 
     def _manage(self, *arguments: str) -> None:
         """Run cellmw-manage, as an operator would."""
-        command = [sys.executable, "-m", "cellmw.cmd.manage", "--config-file", str(self._configuration), *arguments]
+        command = [MANAGE, "--config-file", self._configuration, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"cellmw-manage {' '.join(arguments[:2])} failed: {done.stderr or done.stdout}")
