@@ -60,7 +60,7 @@ from the headers that keystonemiddleware sets.
         help="""
 Templates of the paths that name an instance, separated by commas. A template is matched on whole segments from the
 start of PATH_INFO (what the server or a urlmap left of the path), and whatever follows it belongs to the instance too.
-``{instance_uuid}`` stands for the uuid and appears once in each; ``{version}`` stands for a segment like ``v2.1``; any
+Each ends with ``{instance_uuid}``, which stands for the uuid; ``{version}`` stands for a segment like ``v2.1``; any
 other name in braces stands for any one segment. The default covers Nova's paths. Change it for a service with other
 words, as in ``/volumes/{instance_uuid}``. A path that no template matches passes through untouched.
 """,

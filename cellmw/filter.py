@@ -9,6 +9,8 @@ In the ini of a pipeline, behind the filter that makes the context and inside th
 
 In the environ it reads PATH_INFO and the context under ``context_key``, and sets:
 
+``cellmw.cells``
+    the :class:`cellmw.cells.Cells` behind the filter, for every request: whoever creates an instance needs them
 ``cellmw.target``
     a :class:`cellmw.trip.Trip`, for every request whose path names an instance, as long as its trip lasts
 ``cellmw.context``
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
     from cellmw.cells import Cells
     from cellmw.deadline import Deadline
 
+CELLS_KEY = "cellmw.cells"
+"""Environ key of the cells."""
+
 _PASTE_KEYS = ("oslo_config_project", "oslo_config_program", "oslo_config_file")
 """What oslo.middleware's contract takes from the ini beside the filter's own options."""
 
@@ -73,7 +78,7 @@ class CellFilter(ConfigurableMiddleware):
         overrides = {key: value for key, value in self.conf.items() if key not in _PASTE_KEYS}
         settings = deploy.settings(self.oslo_conf, overrides)
         self._enabled = settings.enabled
-        self._match = Routes(settings.routes).match if settings.enabled else _match_nothing
+        self._match = Routes(settings.routes).match
         self._context_key = settings.context_key
         self._request_timeout = settings.request_timeout
         self._project_check = settings.project_check
@@ -90,7 +95,10 @@ class CellFilter(ConfigurableMiddleware):
         return lambda application: cls(application, inherited | local_conf)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Take one request to its cell, or let it through untouched where its path names no instance."""
+        """Take one request to its cell, or let it through where its path names no instance."""
+        if not self._enabled:
+            return self.application(environ, start_response)
+        environ[CELLS_KEY] = self.cells
         instance_uuid = self._match(environ.get("PATH_INFO", ""))
         if instance_uuid is None or TARGET_KEY in environ:
             return self.application(environ, start_response)
@@ -156,7 +164,3 @@ class CellFilter(ConfigurableMiddleware):
         context = environ.get(self._context_key)
         answer: WSGIApplication = fault(error, environ, admin=context is not None and self._is_admin(context))
         return answer
-
-
-def _match_nothing(path: str) -> None:
-    """Stand in for the routes where the filter is switched off."""

@@ -14,8 +14,8 @@ from cellmw.exceptions import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_UUID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
-_PLACEHOLDERS = {"instance_uuid": _UUID, "version": r"v[0-9]+(?:\.[0-9]+)?"}
+_UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_VERSION = r"v[0-9]+(?:\.[0-9]+)?"
 _ANY_SEGMENT = "[^/]+"
 
 
@@ -34,7 +34,7 @@ class Routes:
         if not templates:
             raise ConfigError("routes: there has to be at least one template, as in /servers/{instance_uuid}")
         # one pattern for all of them: a path that names no instance is the common case, and is done after one match
-        self._match = re.compile(rf"(?:{'|'.join(map(_pattern, templates))})(?=/|\Z)").match
+        self._match = re.compile(rf"(?:{'|'.join(map(_prefix_pattern, templates))})/({_UUID})(?=/|\Z)").match
 
     def match(self, path: str) -> str | None:
         """Return the uuid that this PATH_INFO names, in lower case, or None.
@@ -42,26 +42,27 @@ class Routes:
         :param path: as WSGI has it: the path's bytes, decoded as latin-1
         """
         found = self._match(path)
-        if found is None:
+        if found is None or not (path.isascii() or _is_utf8(path)):
             return None
-        if not path.isascii() and not _is_utf8(path):
-            return None
-        instance_uuid: str = found[found.lastindex or 0]
-        return instance_uuid.lower()
+        return found[1].lower()
 
 
-def _pattern(template: str) -> str:
+def _prefix_pattern(template: str) -> str:
+    """Turn what stands in front of the uuid into a pattern."""
     if not template.startswith("/"):
         raise ConfigError(f"routes: {template!r} does not begin with a slash")
-    segments = template[1:].split("/")
-    if segments.count("{instance_uuid}") != 1:
-        raise ConfigError(f"routes: {template!r} needs exactly one segment that is {{instance_uuid}}")
-    return "".join(f"/{_segment_pattern(segment, template)}" for segment in segments)
+    *prefix, last = template[1:].split("/")
+    if last != "{instance_uuid}" or last in prefix:
+        raise ConfigError(
+            f"routes: {template!r} does not end with its only {{instance_uuid}}; what follows that in a path belongs "
+            "to the instance, whatever it is"
+        )
+    return "".join(f"/{_segment_pattern(segment, template)}" for segment in prefix)
 
 
 def _segment_pattern(segment: str, template: str) -> str:
     if placeholder := re.fullmatch(r"\{([a-z_]+)\}", segment):
-        return _PLACEHOLDERS.get(placeholder[1], _ANY_SEGMENT)
+        return _VERSION if placeholder[1] == "version" else _ANY_SEGMENT
     if not segment or "{" in segment or "}" in segment:
         raise ConfigError(f"routes: {template!r} has a segment that is neither a word nor a {{name}}: {segment!r}")
     return re.escape(segment)

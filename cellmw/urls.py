@@ -12,12 +12,14 @@ from urllib.parse import unquote
 MASK = "***"
 """Stands where a password was."""
 
-_HOST = r"(?:[^@:/?#,\[\]]*|\[[^@/?#,\]]*\])(?::(?:\d*|\{port\d*\}))?"
-_LOCATION = rf"(?:[^@:/?#,]*(?::[^@:/?#,]*)?@)?{_HOST}"
+_HOST = r"(?:[^@:/?#,\[\]]*|\[[^@/?#,\]]*\])(?::(?:\d+|\{port\d*\}))?"
+_CREDENTIALS = r"[^@:/?#,]*(?::[^@:/?#,]*)?@"
 _WELL_FORMED = re.compile(
-    rf"(?P<hosts>{_LOCATION}(?:,{_LOCATION})*)(?P<path>/[^@?#]*)?(?:\?(?P<query>[^#]*))?(?:#[^@]*)?"
+    rf"(?P<hosts>(?:{_CREDENTIALS}{_HOST}(?:,{_CREDENTIALS}{_HOST})*|{_HOST})(?:,{_HOST})*)"
+    r"(?P<rest>(?:/[^@?#]*)?(?:\?[^@#]*)?(?:\#[^@]*)?)"
 )
-"""What follows ``scheme://``. Nobody can mistake part of a password for anything else in what this matches."""
+"""What follows ``scheme://``. In what this matches, nothing but a password can be part of one: there is no @ behind the
+hosts, and none behind a host that has no user."""
 
 _PASSWORD = re.compile(r":[^@:,]*@")
 
@@ -36,11 +38,11 @@ def mask(url: str) -> str:
         return MASK if url else ""
     rest = url[scheme.end() :]
     parts = _WELL_FORMED.fullmatch(rest)
-    if parts is None or ("@" in (parts["query"] or "") and "@" not in parts["hosts"]):
+    if parts is None:
         return scheme[0] + _mask_all_but_the_end(rest)
     if scheme[1] is None and parts["hosts"]:
         return scheme[0] + MASK
-    return scheme[0] + _mask_query(_PASSWORD.sub(f":{MASK}@", parts["hosts"]) + rest[parts.end("hosts") :])
+    return scheme[0] + _PASSWORD.sub(f":{MASK}@", parts["hosts"]) + _mask_query(parts["rest"])
 
 
 def _mask_all_but_the_end(rest: str) -> str:

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     conf.register_cli_opt(cfg.SubCommandOpt("command", title="commands", handler=_add_families))
     try:
         conf(argv, project="cellmw", prog=NAME, version=version("cellmw"))
+        # where no log is configured oslo.log would write it between the lines that a script reads
+        conf.set_default("use_stderr", not (conf.log_file or conf.log_dir))
         log.setup(conf, "cellmw")
     except (cfg.Error, log.LogConfigError) as error:
         note(str(error))

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import oslo_messaging
 import webob
-from oslo_config import cfg
 from webob import exc
 
-from cellmw import database, deploy, rpc
+from cellmw import database, rpc
 from cellmw.exceptions import NotTargeted, StoreUnavailable
 from examples.compute.context import CONTEXT
 from examples.compute.models import Instance
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from sqlalchemy import orm
 
     import cellmw
-    from cellmw.mapping import Mappings
 
 TARGET = oslo_messaging.Target(topic="compute", version="1.0")
 """Where the workers listen, each on its own cell's queue."""
@@ -63,18 +61,17 @@ def find(session: orm.Session, instance_uuid: str) -> Instance:
 class Servers:
     """What can be done with servers. Lives as long as the process; threads share it."""
 
-    def __init__(self, scheduler: Scheduler, mappings: Mappings, compute_rpc: rpc.ClientRouter) -> None:
-        """Build through this scheduler, and send everything else to where the context is aimed."""
-        self._scheduler = scheduler
-        self._mappings = mappings
+    def __init__(self, compute_rpc: rpc.ClientRouter) -> None:
+        """Send everything to where the context is aimed; only what is new is sent where the scheduler chooses."""
         self._compute_rpc = compute_rpc
+        self._scheduler = Scheduler(compute_rpc)
 
     def create(self, request: webob.Request) -> webob.Response:
         """POST /servers {"server": {"name": ..., "flavor": ...}}: accepted, and built in the background."""
         wanted = body_of(request, "server")
         if not isinstance(wanted.get("name"), str) or wanted.get("flavor") not in MEMORY:
             raise exc.HTTPBadRequest(f"a server has a name and one of the flavors {', '.join(MEMORY)}")
-        instance_uuid = self._scheduler.build(context_of(request), wanted["name"], wanted["flavor"])
+        instance_uuid = self._scheduler.build(cells_of(request), context_of(request), wanted["name"], wanted["flavor"])
         return webob.Response(status=202, json_body={"server": {"id": instance_uuid}})
 
     def show(self, request: webob.Request, instance_uuid: str) -> webob.Response:
@@ -99,7 +96,7 @@ class Servers:
                 session.delete(instance)
         if on_a_host:
             self._compute_rpc.client(context).cast(context, "delete", instance_uuid=instance_uuid)
-        self._mappings.queue_for_delete(instance_uuid)
+        cells_of(request).mappings.queue_for_delete(instance_uuid)
         return webob.Response(status=204)
 
     def console(self, request: webob.Request, instance_uuid: str) -> webob.Response:
@@ -122,6 +119,11 @@ def context_of(request: webob.Request) -> cellmw.RequestContext:
     return request.environ[CONTEXT]
 
 
+def cells_of(request: webob.Request) -> cellmw.Cells:
+    """Return the cells, for what concerns the mapping of an instance."""
+    return request.environ["cellmw.cells"]
+
+
 def body_of(request: webob.Request, key: str) -> dict[str, Any]:
     """Return what the JSON body has under its one key, or answer 400."""
     try:
@@ -134,27 +136,17 @@ def body_of(request: webob.Request, key: str) -> dict[str, Any]:
 
 
 class ComputeAPI:
-    """The WSGI application. Lives as long as the process.
+    """The WSGI application. Lives as long as the process."""
 
-    :ivar cells: the cells that new instances are built in
-    """
-
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
-        """Open nothing yet: the first request does."""
-        self.cells = deploy.cells(conf)
+    def __init__(self) -> None:
+        """Open nothing: what a request needs, the cells filter has opened."""
         # the API has no message queue of its own: it sends to cells only
-        compute_rpc = rpc.ClientRouter(None, target=TARGET)
-        self._servers = Servers(Scheduler(self.cells, compute_rpc), self.cells.mappings, compute_rpc)
+        self._servers = Servers(rpc.ClientRouter(None, target=TARGET))
 
     @classmethod
     def factory(cls, global_conf: dict[str, str], **local_conf: str) -> ComputeAPI:
-        """Make it for paste.deploy, from the configuration file that the filters of the pipeline use, too."""
-        if "oslo_config_project" not in global_conf:
-            return cls(cfg.CONF)
-        conf = cfg.ConfigOpts()
-        files = [global_conf["oslo_config_file"]] if "oslo_config_file" in global_conf else None
-        conf([], project=global_conf["oslo_config_project"], default_config_files=files)
-        return cls(conf)
+        """Make it for paste.deploy."""
+        return cls()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -176,10 +168,6 @@ class ComputeAPI:
                 arguments = {key: value.lower() for key, value in match.groupdict().items()}
                 return getattr(self._servers, name), arguments
         raise exc.HTTPNotFound("The resource could not be found.")
-
-    def close(self) -> None:
-        """Close what requests have opened."""
-        self.cells.close()
 
 
 def fault(error: exc.HTTPError) -> webob.Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sysconfig
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,13 +19,10 @@ from paste import deploy as paste_deploy
 
 from cellmw.filter import CellFilter
 from examples.compute import models
-from examples.compute.controllers import ComputeAPI
 from examples.compute.witness import Databases, Queues
 from examples.compute.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from _typeshed.wsgi import WSGIApplication
     from sqlalchemy import orm
 
@@ -46,7 +43,6 @@ class Deployment:
 
     :ivar url: where it serves HTTP
     :ivar filter: the cells filter of its pipeline
-    :ivar api: the application behind it
     :ivar databases: its databases, seen from outside
     :ivar queues: its queues, seen from outside
     """
@@ -63,8 +59,7 @@ class Deployment:
             self._create_databases()
             exits.callback(stop_workers, self._start_workers())
             app = paste_deploy.loadapp(f"config:{PIPELINE}", name="main", global_conf=self._global_conf())
-            self.filter, self.api = _find_stations(app)
-            exits.callback(self._close_pipeline)
+            self.filter = exits.enter_context(closing(_find_filter(app)))
             self._server = exits.enter_context(Server(app))
             self._exits = exits.pop_all()
         self.url = self._server.url
@@ -76,7 +71,7 @@ class Deployment:
     @property
     def leases(self) -> int:
         """How many leases are open now, of requests and of the scheduler."""
-        return self.filter.cells.leases + self.api.cells.leases
+        return self.filter.cells.leases
 
     def stop_serving(self) -> None:
         """Take no more requests, and let those that are under way end."""
@@ -117,10 +112,6 @@ class Deployment:
         for worker in workers:
             worker.start()
         return workers
-
-    def _close_pipeline(self) -> None:
-        self.filter.close()
-        self.api.close()
 
 
 class WatchedWorker(Worker):
@@ -181,14 +172,9 @@ def _queue(cell: str) -> str:
     return f"memory://{cell}/"
 
 
-def _stations(app: Any) -> Iterator[Any]:
-    while app is not None:
-        yield app
-        app = getattr(app, "application", None)
-
-
-def _find_stations(urlmap: Any) -> tuple[CellFilter, ComputeAPI]:
-    """Find the two that hold something open, which whoever loads a pipeline has to close."""
-    stations = list(_stations(urlmap["/v2.1"]))
-    cells_filter = next(station for station in stations if isinstance(station, CellFilter))
-    return cells_filter, stations[-1]
+def _find_filter(urlmap: Any) -> CellFilter:
+    """Find the filter in the loaded pipeline: whoever loads one has to close it."""
+    station = urlmap["/v2.1"]
+    while not isinstance(station, CellFilter):
+        station = station.application
+    return station

@@ -31,44 +31,43 @@ class NoValidHost(Exception):
 class Scheduler:
     """Builds instances in the enabled cells in turn. Lives as long as the process; threads share it."""
 
-    def __init__(self, cells: Cells, compute_rpc: ClientRouter) -> None:
-        """Choose among these cells; the client sends ``build`` to the one that was chosen."""
-        self._cells = cells
+    def __init__(self, compute_rpc: ClientRouter) -> None:
+        """Send ``build`` by this client to the cell that was chosen."""
         self._compute_rpc = compute_rpc
         self._turns = itertools.count()
 
-    def build(self, context: cellmw.RequestContext, name: str, flavor: str) -> str:
+    def build(self, cells: Cells, context: cellmw.RequestContext, name: str, flavor: str) -> str:
         """Start to build an instance and return its uuid.
 
         The mapping comes first: from then on the API knows the uuid, whatever becomes of the instance.
         """
         wanted = {"uuid": str(uuid.uuid4()), "project_id": context.project_id, "name": name, "flavor": flavor}
-        self._cells.mappings.create(wanted["uuid"], project_id=context.project_id, user_id=context.user_id)
+        cells.mappings.create(wanted["uuid"], project_id=context.project_id, user_id=context.user_id)
         try:
-            cell = self._choose(flavor)
+            cell = self._choose(cells, flavor)
         except NoValidHost as fault:
-            self._bury(context, wanted | {"state": "ERROR", "fault": str(fault)})
+            self._bury(cells, context, wanted | {"state": "ERROR", "fault": str(fault)})
         else:
-            self._send(context, cell, wanted)
+            self._send(cells, context, cell, wanted)
         return wanted["uuid"]
 
-    def _choose(self, flavor: str) -> Cell:
-        cells = [cell for cell in self._cells.all() if cell.has_transport and not cell.disabled]
-        if not cells or MEMORY[flavor] > HOST_MEMORY:
+    def _choose(self, cells: Cells, flavor: str) -> Cell:
+        candidates = [cell for cell in cells.all() if cell.has_transport and not cell.disabled]
+        if not candidates or MEMORY[flavor] > HOST_MEMORY:
             raise NoValidHost(f"no host has room for flavor {flavor}")
-        return cells[next(self._turns) % len(cells)]
+        return candidates[next(self._turns) % len(candidates)]
 
-    def _send(self, context: cellmw.RequestContext, cell: Cell, wanted: dict[str, str]) -> None:
+    def _send(self, cells: Cells, context: cellmw.RequestContext, cell: Cell, wanted: dict[str, str]) -> None:
         """Leave the instance in this cell's database and tell a worker of the cell to build it."""
-        with self._cells.target(context, cell) as targeted:
+        with cells.target(context, cell) as targeted:
             with database.writer(targeted) as session:
                 session.add(Instance(**wanted))
-            self._cells.mappings.schedule(wanted["uuid"], cell)
+            cells.mappings.schedule(wanted["uuid"], cell)
             self._compute_rpc.client(targeted).cast(targeted, "build", instance_uuid=wanted["uuid"])
 
-    def _bury(self, context: cellmw.RequestContext, failed: dict[str, str]) -> None:
+    def _bury(self, cells: Cells, context: cellmw.RequestContext, failed: dict[str, str]) -> None:
         """Keep it in cell0, where an instance that could not be built can be shown and deleted."""
-        cell0 = self._cells.get(CELL0_UUID)
-        with self._cells.target(context, cell0) as targeted, database.writer(targeted) as session:
+        cell0 = cells.get(CELL0_UUID)
+        with cells.target(context, cell0) as targeted, database.writer(targeted) as session:
             session.add(Instance(**failed))
-        self._cells.mappings.schedule(failed["uuid"], cell0)
+        cells.mappings.schedule(failed["uuid"], cell0)

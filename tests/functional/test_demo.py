@@ -10,12 +10,13 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cellmw import RequestContext
 from examples.compute import demo, witness
 
 if TYPE_CHECKING:
@@ -81,17 +82,17 @@ def test_wrong_queue(corrupt: Callable[[str], None], wrongs: Callable[[], list[s
 
 def test_open_lease(monkeypatch: pytest.MonkeyPatch, wrongs: Callable[[], list[str]]) -> None:
     """A lease that is still open at the end is noticed."""
-    leases = []
     take = demo.Tour.take
+    targets = ExitStack()
 
-    def take_and_keep_a_lease(tour: demo.Tour) -> None:
+    def take_and_stay(tour: demo.Tour) -> None:
         take(tour)
         cells = tour.deployment.filter.cells
-        leases.append(cells.lease(cells.get("cell1")))
+        targets.enter_context(cells.target(RequestContext(), cells.get("cell1")))
 
-    monkeypatch.setattr(demo.Tour, "take", take_and_keep_a_lease)
-    assert wrongs() == ["leases still open at the end: 1, and not 0"]
-    leases.pop().release()
+    monkeypatch.setattr(demo.Tour, "take", take_and_stay)
+    with targets:
+        assert wrongs() == ["leases still open at the end: 1, and not 0"]
 
 
 @pytest.fixture

@@ -1,196 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of real servers -> a fresh database or vhost for each test, dropped when the test has ended.
+"""Fixtures: a fresh database or vhost on a real server for each test, dropped when the test has ended.
 
-What a test gets is empty and its own, whatever else runs on that server. Three variables say where the servers are,
-a fourth how RabbitMQ is administered, and the last whether a missing server is a failure:
-
-====================================== ======================================================
-``CELLMW_TEST_POSTGRESQL``             ``postgresql+psycopg://postgres@127.0.0.1:5432/postgres``
-``CELLMW_TEST_MARIADB``                ``mysql+pymysql://root@127.0.0.1:3306/``
-``CELLMW_TEST_RABBITMQ``               ``rabbit://guest:guest@127.0.0.1:5672/``
-``CELLMW_TEST_RABBITMQCTL``            ``rabbitmqctl``, run on the broker's own machine
-``CELLMW_TEST_SERVICES``               ``required``: fail where a test would skip
-====================================== ======================================================
+Where a server does not answer the test is skipped; where ``CELLMW_TEST_SERVICES`` is ``required`` it fails.
+``tests/servers.py`` says how to name other servers.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import shlex
-import socket
-import subprocess
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import SplitResult, unquote, urlsplit
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-import sqlalchemy
-from sqlalchemy import exc, pool
+
+from tests import servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Connection
+    import sqlalchemy
 
-POSTGRESQL = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
-MARIADB = "mysql+pymysql://root@127.0.0.1:3306/"
-RABBITMQ = "rabbit://guest:guest@127.0.0.1:5672/"
-
-CONNECT_TIMEOUT = 5
-RABBITMQCTL_TIMEOUT = 60
+T = TypeVar("T")
 
 
-def _missing(what: str, variable: str, reason: object) -> NoReturn:
-    """Skip, or fail where the servers are required."""
-    message = f"{what} is missing: start it, or name another one by {variable} ({str(reason).strip()})"
-    if os.environ.get("CELLMW_TEST_SERVICES") == "required":
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message)
-
-
-def _new_name() -> str:
-    return f"cellmw_test_{secrets.token_hex(6)}"
-
-
-@contextmanager
-def _administration(url: sqlalchemy.URL) -> Iterator[Connection]:
-    """A connection outside any transaction, as CREATE DATABASE wants it on PostgreSQL."""
-    engine = sqlalchemy.create_engine(
-        url,
-        poolclass=pool.NullPool,
-        isolation_level="AUTOCOMMIT",
-        connect_args={"connect_timeout": CONNECT_TIMEOUT},
-    )
-    with engine.connect() as connection:
-        yield connection
-
-
-def _server(what: str, variable: str, default: str) -> sqlalchemy.URL:
-    """The address of a database server that answers."""
-    url = sqlalchemy.make_url(os.environ.get(variable, default))
+def _found(server: Callable[[], T]) -> T:
+    """Return the server; where it is missing, skip, or fail where servers are required."""
     try:
-        with _administration(url):
-            return url
-    except (exc.DBAPIError, ImportError) as error:
-        _missing(what, variable, getattr(error, "orig", error))
+        return server()
+    except servers.ServerMissing as missing:
+        if os.environ.get("CELLMW_TEST_SERVICES") == "required":
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> sqlalchemy.URL:
     """The address of a PostgreSQL server that answers, as a user who may create databases."""
-    return _server("PostgreSQL", "CELLMW_TEST_POSTGRESQL", POSTGRESQL)
+    return _found(servers.postgresql_server)
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> sqlalchemy.URL:
     """The address of a MariaDB server that answers, as a user who may create databases."""
-    return _server("MariaDB", "CELLMW_TEST_MARIADB", MARIADB)
-
-
-@contextmanager
-def _postgresql_database(server: sqlalchemy.URL) -> Iterator[str]:
-    name = _new_name()
-    with _administration(server) as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    try:
-        yield server.set(database=name).render_as_string(hide_password=False)
-    finally:
-        with _administration(server) as connection:
-            connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-
-
-@contextmanager
-def _mariadb_database(server: sqlalchemy.URL) -> Iterator[str]:
-    name = _new_name()
-    with _administration(server) as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
-    try:
-        yield server.set(database=name).render_as_string(hide_password=False)
-    finally:
-        with _administration(server) as connection:
-            _drop_mariadb_database(connection, name)
-
-
-def _drop_mariadb_database(connection: Connection, name: str) -> None:
-    """Drop it even where a transaction was left open in it, for which DROP DATABASE alone would wait a day."""
-    sessions = connection.exec_driver_sql("SELECT id FROM information_schema.processlist WHERE db = %s", (name,))
-    for session in sessions.scalars().all():
-        # a session that has ended since is what was wanted
-        with suppress(exc.OperationalError):
-            connection.exec_driver_sql(f"KILL {session:d}")
-    connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name}")
-
-
-class Broker:
-    """A RabbitMQ server that answers. Lives as long as the test run; makes and drops vhosts."""
-
-    def __init__(self, address: SplitResult, command: list[str]) -> None:
-        """Take it as it is.
-
-        :param address: its URL, with a user that exists
-        :param command: what runs rabbitmqctl for it
-        """
-        self._address = address
-        self._command = command
-
-    @contextmanager
-    def vhost(self) -> Iterator[str]:
-        """A fresh vhost, as a transport URL; its connections are closed with it."""
-        name = _new_name()
-        self._administer("add_vhost", name)
-        try:
-            self._administer("set_permissions", "-p", name, unquote(self._address.username or "guest"), *[".*"] * 3)
-            yield self._address._replace(path=f"/{name}").geturl()
-        finally:
-            self._administer("delete_vhost", name)
-
-    def _administer(self, *arguments: str) -> None:
-        try:
-            subprocess.run(
-                [*self._command, "--quiet", *arguments],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=RABBITMQCTL_TIMEOUT,
-            )
-        except subprocess.CalledProcessError as failed:
-            reason = f"{arguments[0]}: {(failed.stderr or failed.stdout).strip()}"
-            _missing("rabbitmqctl with the right to make vhosts", "CELLMW_TEST_RABBITMQCTL", reason)
-        except OSError as error:
-            _missing("rabbitmqctl", "CELLMW_TEST_RABBITMQCTL", error)
+    return _found(servers.mariadb_server)
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server() -> Broker:
+def rabbitmq_server() -> servers.Broker:
     """A RabbitMQ server that answers and takes new vhosts."""
-    address = urlsplit(os.environ.get("CELLMW_TEST_RABBITMQ", RABBITMQ))
-    try:
-        socket.create_connection((address.hostname, address.port or 5672), timeout=CONNECT_TIMEOUT).close()
-    except OSError as error:
-        _missing("RabbitMQ", "CELLMW_TEST_RABBITMQ", error)
-    return Broker(address, shlex.split(os.environ.get("CELLMW_TEST_RABBITMQCTL", "rabbitmqctl")))
+    return _found(servers.rabbitmq_server)
 
 
 @pytest.fixture
 def new_postgresql_url(postgresql_server: sqlalchemy.URL) -> Iterator[Callable[[], str]]:
     """Each call creates an empty PostgreSQL database and returns its URL; all are dropped after the test."""
     with ExitStack() as databases:
-        yield lambda: databases.enter_context(_postgresql_database(postgresql_server))
+        yield lambda: databases.enter_context(servers.postgresql_database(postgresql_server))
 
 
 @pytest.fixture
 def new_mariadb_url(mariadb_server: sqlalchemy.URL) -> Iterator[Callable[[], str]]:
     """Each call creates an empty MariaDB database and returns its URL; all are dropped after the test."""
     with ExitStack() as databases:
-        yield lambda: databases.enter_context(_mariadb_database(mariadb_server))
+        yield lambda: databases.enter_context(servers.mariadb_database(mariadb_server))
 
 
 @pytest.fixture
-def new_rabbit_url(rabbitmq_server: Broker) -> Iterator[Callable[[], str]]:
+def new_rabbit_url(rabbitmq_server: servers.Broker) -> Iterator[Callable[[], str]]:
     """Each call creates an empty vhost and returns its transport URL; all are deleted after the test."""
     with ExitStack() as vhosts:
-        yield lambda: vhosts.enter_context(rabbitmq_server.vhost())
+        yield lambda: _found(lambda: vhosts.enter_context(rabbitmq_server.vhost()))
 
 
 @pytest.fixture
