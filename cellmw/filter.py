@@ -105,7 +105,7 @@ class CellFilter(ConfigurableMiddleware):
         try:
             trip = self._depart(instance_uuid, environ, start_response)
         except CellmwError as error:
-            return self._answer(error, environ)(environ, start_response)
+            return self.answer(error, environ)(environ, start_response)
         try:
             body = self.application(environ, trip.start_response)
             if type(body) is not list and type(body) is not tuple:
@@ -120,6 +120,12 @@ class CellFilter(ConfigurableMiddleware):
         trip.end()
         return body
 
+    def answer(self, error: Exception, environ: WSGIEnvironment) -> WSGIApplication:
+        """Return the answer to an error of ours, as the caller may see it."""
+        context = environ.get(self._context_key)
+        answer: WSGIApplication = fault(error, environ, admin=context is not None and self._is_admin(context))
+        return answer
+
     def close(self) -> None:
         """Close every handle and the connections to the API database."""
         if self._enabled:
@@ -133,7 +139,7 @@ class CellFilter(ConfigurableMiddleware):
             lease = None if mapping.cell_id is None else self.cells.lease(mapping.cell_id, deadline)
         except CellNotFound as missing:
             raise MappingDangling(instance_uuid, mapping.cell_id) from missing
-        return Trip(mapping, lease, deadline, environ, context, start_response, self.cells, self._answer)
+        return Trip(mapping, lease, deadline, environ, context, start_response, self)
 
     def _make_context(self, environ: WSGIEnvironment) -> RequestContext:
         if self._context_key != options.DEFAULT_CONTEXT_KEY:
@@ -159,8 +165,3 @@ class CellFilter(ConfigurableMiddleware):
 
     def _is_admin(self, context: Any) -> bool:
         return bool(context.is_admin) or not self._admin_roles.isdisjoint(context.roles)
-
-    def _answer(self, error: Exception, environ: WSGIEnvironment) -> WSGIApplication:
-        context = environ.get(self._context_key)
-        answer: WSGIApplication = fault(error, environ, admin=context is not None and self._is_admin(context))
-        return answer

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cellmw.cell import CELL0_UUID
 from cellmw.context import target, untarget
@@ -24,13 +24,21 @@ if TYPE_CHECKING:
     from cellmw.lease import Lease
     from cellmw.mapping import Mapping
 
-    Answer = Callable[[Exception, WSGIEnvironment], WSGIApplication]
     Headers = list[tuple[str, str]]
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None] | None
     Write = Callable[[bytes], object]
 
 TARGET_KEY = "cellmw.target"
 """Environ key of the trip. It is also what tells a second filter in the pipeline that the first has done the work."""
+
+
+class Filter(Protocol):
+    """What a trip needs of the filter that it departs from."""
+
+    cells: Cells
+
+    def answer(self, error: Exception, environ: WSGIEnvironment) -> WSGIApplication:
+        """Return the answer to an error of ours."""
 
 
 class Trip:
@@ -45,10 +53,9 @@ class Trip:
     """
 
     __slots__ = (
-        "_answer",
         "_before",
-        "_cells",
         "_environ",
+        "_filter",
         "_lease",
         "_mapping",
         "_start_response",
@@ -64,8 +71,7 @@ class Trip:
         environ: WSGIEnvironment,
         context: Any,
         start_response: StartResponse,
-        cells: Cells,
-        answer: Answer,
+        departed_from: Filter,
     ) -> None:
         """Depart: aim the context at the leased cell, if there is one, and tell the app by the environ."""
         self._mapping = mapping
@@ -73,8 +79,7 @@ class Trip:
         self.deadline = deadline
         self._environ = environ
         self._start_response = start_response
-        self._cells = cells
-        self._answer = answer
+        self._filter = departed_from
         self.status = ""
         try:
             self._before = None if lease is None else target(context, lease)
@@ -120,7 +125,7 @@ class Trip:
         """What the app gets as its ``start_response``, so that its status is seen."""
         self.status = status
         if status.startswith("404"):
-            self._cells.mappings.distrust(self._mapping)
+            self._filter.cells.mappings.distrust(self._mapping)
         if exc_info is None:
             return self._start_response(status, headers)
         return self._start_response(status, headers, exc_info)
@@ -146,7 +151,7 @@ class Trip:
         """
         if self.status or not isinstance(error, ESCAPED):
             return None
-        return self._answer(error, self._environ)(self._environ, self._start_response)
+        return self._filter.answer(error, self._environ)(self._environ, self._start_response)
 
     def __repr__(self) -> str:
         return f"<Trip instance={self.instance_uuid} cell={self.cell} {self.state}>"
