@@ -26,7 +26,6 @@ import statistics
 import sys
 import tempfile
 import threading
-import warnings
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -260,5 +259,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", DeprecationWarning)
     sys.exit(main())

@@ -6,8 +6,9 @@ A body that is complete already, a list or a tuple, is not wrapped: servers read
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,24 +28,27 @@ class Owner(Protocol):
         """The app raised this before start_response: return a body to go on with, or None to let the error through."""
 
 
-class Body:
+class Body(itertools.chain[bytes]):
     """Hands out the app's body, and ends its owner exactly once after closing it. Lives as long as one response.
 
     The server may read it all, in part or not at all, and closes it from whichever thread it likes. Where it never
     does, the finalizer ends the owner, with a ResourceWarning: that server breaks PEP 3333.
+
+    It is a chain, of one link, because that iterates without a line of Python for each chunk.
     """
 
-    # A slot that is called __next__ holds the app's own, so that no Python code of ours runs for each chunk.
-    __slots__ = ("__next__", "_body", "_owner")
+    __slots__ = ("_body", "_owner")
 
-    def __init__(self, body: Iterable[bytes], owner: Owner) -> None:
-        self._body = body
-        iterator = iter(body)
-        self.__next__ = iterator.__next__ if owner.status else _rescued(iterator, owner).__next__
-        self._owner: Owner | None = owner
+    _body: Iterable[bytes]
+    _owner: Owner | None
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
+    @classmethod
+    def around(cls, body: Iterable[bytes], owner: Owner) -> Self:
+        """Take over the app's body; nothing of it is read yet."""
+        wrapped = cls(body if owner.status else _rescued(body, owner))
+        wrapped._body = body
+        wrapped._owner = owner
+        return wrapped
 
     def close(self) -> None:
         """Close the app's body, then end the owner; an error of the former does not skip the latter."""
@@ -59,17 +63,15 @@ class Body:
             owner.end()
 
     def __del__(self) -> None:
-        try:
-            owner = self._owner
-        except AttributeError:  # the app's body could not even be iterated
-            return
+        owner = self._owner
         if owner is not None:
             warnings.warn("a response body was never closed by the server", ResourceWarning, source=self, stacklevel=2)
             owner.end()
 
 
-def _rescued(iterator: Iterator[bytes], owner: Owner) -> Iterator[bytes]:
+def _rescued(body: Iterable[bytes], owner: Owner) -> Iterator[bytes]:
     """Yield the chunks of an app that has yet to call start_response, as a generator does with its first chunk."""
+    iterator = iter(body)
     try:
         first = next(iterator)
     except StopIteration:

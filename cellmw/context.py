@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import oslo_context.context
 from oslo_db.sqlalchemy import enginefacade
 
-from cellmw.lease import DatabaseView, TransportView, is_view_of
+from cellmw.lease import DatabaseView, TransportView, is_view_of, views
 
 if TYPE_CHECKING:
     from cellmw.lease import Lease
@@ -44,8 +44,7 @@ def target(context: Any, lease: Lease) -> Before | None:
     """
     database = getattr(context, "db_connection", None)
     before = None if database is None else (context, database, context.mq_connection, context.cell_uuid)
-    context.db_connection = DatabaseView(lease)
-    context.mq_connection = TransportView(lease)
+    context.db_connection, context.mq_connection = views(lease)
     context.cell_uuid = lease.cell.uuid
     return before
 

@@ -109,7 +109,7 @@ class CellFilter(ConfigurableMiddleware):
         try:
             body = self.application(environ, trip.start_response)
             if type(body) is not list and type(body) is not tuple:
-                return Body(body, trip)
+                return Body.around(body, trip)
         except BaseException as error:
             trip.end()
             answer = trip.rescue(error)

@@ -2,8 +2,8 @@
 """Lease: one request's claim on a cell's handles, and the views of them that the request gets to see.
 
 A view looks up the handles through its lease each time it is used, so that after the release it has nothing of the cell
-left, wherever it escaped to. What can't be taken back: an Engine that was asked for, and a session that another thread
-still has open (it stays that thread's to close).
+left, wherever it escaped to. What can't be taken back: an Engine or a sessionmaker that was asked for, and a session
+that another thread still has open (it stays that thread's to close).
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ class TransportView(oslo_messaging.transport.RPCTransport):
     Lives as long as whatever refers to it, and works as long as its lease is open.
     """
 
-    def __init__(self, lease: Lease) -> None:
-        # not super().__init__(): it would keep the driver, and with it the cell
-        self._lease = lease
+    _lease: Lease
 
     @property
     def conf(self) -> Any:
@@ -161,6 +159,13 @@ class TransportView(oslo_messaging.transport.RPCTransport):
         return f"<TransportView {self._lease!r}>"
 
 
+class _Itself:
+    """An attribute that is the object it is read from, unless the object has one of its own under that name."""
+
+    def __get__(self, instance: object, owner: type) -> object:
+        return instance
+
+
 class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[misc] # oslo.db gives the class no name
     """What a request sees of its cell's database: an oslo.db transaction context, with ``.reader``, ``.writer``, ...
 
@@ -168,28 +173,19 @@ class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[mi
     decorated with it included. It can't be configured or patched: what it stands for is shared with other requests.
     """
 
-    # What the base class's constructor would set, at the cost of a third of a request's budget.
+    # What the base class's constructor sets on the modified views (``.reader``) that oslo.db makes from the first one.
     _allow_async = _connection = _independent = _is_global_manager = _savepoint = False
     _mode = _replace_global_factory = None
+    _root: Any = _Itself()
+
+    _lease: Lease
     _leased_factory: _LeasedFactory | None = None
-
-    def __init__(self, lease: Lease) -> None:
-        # not super().__init__(): see above
-        self._lease = lease
-
-    def _clone(self, **modifiers: Any) -> _ModifiedView:
-        kept = {"independent": self._independent, "mode": self._mode, "connection": self._connection}
-        return _ModifiedView(root=self._root, **kept | modifiers)
-
-    @property
-    def _root(self) -> DatabaseView:
-        return self
 
     @property
     def _factory(self) -> _LeasedFactory:
         root = self._root
         root._lease.handles  # noqa: B018 - raises when the lease is closed
-        factory = root._leased_factory
+        factory: _LeasedFactory | None = root._leased_factory
         if factory is None:
             # one for each lease, not for each use: by its identity oslo.db tells if a block joins the one around it
             factory = root._leased_factory = _LeasedFactory(root._lease)
@@ -205,15 +201,6 @@ class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[mi
 
     def __repr__(self) -> str:
         return f"<DatabaseView {self._root._lease!r}>"
-
-
-class _ModifiedView(DatabaseView):
-    """A view with modifiers, as ``.reader`` or ``.writer.independent`` give one. It gets to the lease by its root."""
-
-    _root: Any = None  # the base class's constructor sets it
-
-    def __init__(self, **modifiers: Any) -> None:
-        super(DatabaseView, self).__init__(**modifiers)
 
 
 class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type: ignore[misc] # it has no public name
@@ -250,6 +237,15 @@ class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type
         connection = (engine.execution_options(**WRITER) if mode is enginefacade._WRITER else engine).connect()
         self._lease.register(connection)
         return connection
+
+
+def views(lease: Lease) -> tuple[DatabaseView, TransportView]:
+    """Make what a request sees of the handles that it leased."""
+    # without their constructors: those of the base classes would keep the driver, and prepare what is never used
+    database: DatabaseView = object.__new__(DatabaseView)
+    transport: TransportView = object.__new__(TransportView)
+    database._lease = transport._lease = lease
+    return database, transport
 
 
 def is_view_of(handle: object, lease: Lease) -> bool:

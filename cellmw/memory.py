@@ -359,8 +359,8 @@ class _Listener(base.PollStyleListener):
 class MemoryDriver(base.BaseDriver):
     """One transport's connection to the broker of its URL. Lives until the transport's ``cleanup()``.
 
-    Any thread may use it. Its lock guards the connection and the inboxes that were opened over it, and is not held
-    while anything is sent or waited for.
+    Any thread may use it. Its lock guards the connection and the inboxes that were opened over it; it is taken before
+    the broker's, and never held while anything is waited for.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ author = "cellmw contributors"
 project_copyright = author
 release = version = version_of("cellmw")
 
-extensions = ["cliff.sphinxext", "sphinx.ext.autodoc"]
+extensions = ["sphinx.ext.autodoc"]
 html_theme = "alabaster"
 html_theme_options = {
     "description": "Routes each API request to the database and message queue of its instance's cell",
@@ -68,7 +68,7 @@ class Options(SphinxDirective):
         yield ""
         yield from textwrap.indent(textwrap.dedent(opt.help).strip(), "   ").splitlines()
         yield ""
-        for value, meaning in getattr(opt.type, "choices", None) and opt.type.choices.items() or ():
+        for value, meaning in (getattr(opt.type, "choices", None) or {}).items():
             yield f"   * ``{value}``: {meaning}"
         yield ""
 

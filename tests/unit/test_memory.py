@@ -10,6 +10,7 @@ import datetime
 import gc
 import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -153,18 +154,18 @@ def conf() -> cfg.ConfigOpts:
 
 
 @pytest.fixture
-def bus(conf: cfg.ConfigOpts) -> Iterator[Bus]:
-    """Transports, servers and clients for one test."""
-    made = Bus(conf)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def background() -> Iterator[ThreadPoolExecutor]:
     """Threads for calls that block."""
     with ThreadPoolExecutor() as executor:
         yield executor
+
+
+@pytest.fixture
+def bus(conf: cfg.ConfigOpts, background: ThreadPoolExecutor) -> Iterator[Bus]:
+    """Transports, servers and clients for one test; closed before its background, so that no call blocks that."""
+    made = Bus(conf)
+    yield made
+    made.close()
 
 
 # URLs
@@ -509,14 +510,27 @@ def test_late_answer_is_dropped(bus: Bus) -> None:
     assert bus.client(transport).call({}, "echo") == ["one", None]
 
 
+def test_call_that_has_ended_leaves_nothing(bus: Bus) -> None:
+    """Neither an answered call nor one that timed out is remembered."""
+    transport = bus.transport()
+    with pytest.raises(oslo_messaging.MessagingTimeout):
+        bus.client(transport, timeout=SOON).call({}, "echo")
+    bus.serve(transport, Endpoint())
+    bus.client(transport).call({}, "echo")
+    driver = transport._driver
+    assert (driver._broker._callers, driver._calls) == ({}, set())
+
+
 # Call monitoring
 
 
 def test_monitored_call_ends_with_its_server(bus: Bus) -> None:
     """A monitored call without a sign of life ends after call_monitor_timeout, long before its timeout."""
     client = bus.client(bus.transport()).prepare(call_monitor_timeout=SOON)
+    began = time.monotonic()
     with pytest.raises(oslo_messaging.MessagingTimeout):
         client.call({}, "echo")
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_heartbeat_is_no_answer(bus: Bus, background: ThreadPoolExecutor) -> None:

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cached mappings: how long each answer is kept, and what drops it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cellmw import mapping
+from cellmw.deadline import after
+from cellmw.engines import make_engine
+from cellmw.exceptions import (
+    DeadlineExceeded,
+    InstanceMapped,
+    InstanceNotMapped,
+    StoreUnavailable,
+)
+from cellmw.mapping import Mapping, Mappings
+from cellmw.store import InstanceMapping, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cellmw.cell import Cell
+
+UUID = "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9"
+OTHER = "ffffffff-ffff-4fff-bfff-ffffffffffff"
+TTL = 60.0
+PATIENCE = 20
+
+
+class RecordingStore(Store):
+    """The store, on the same database. Records the look-ups; one can be held up between the answer and the caller."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.engine)
+        self.lookups: list[str] = []
+        self.answered = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def find_instance(self, uuid: str) -> InstanceMapping | None:
+        self.lookups.append(uuid)
+        row = super().find_instance(uuid)
+        self.answered.set()
+        assert self.go_on.wait(PATIENCE)
+        return row
+
+
+class Clock:
+    """The time, which passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the mappings."""
+    clock = Clock()
+    monkeypatch.setattr(mapping, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def recording_store(store: Store) -> RecordingStore:
+    """A store that records."""
+    return RecordingStore(store)
+
+
+@pytest.fixture
+def mappings(recording_store: RecordingStore, clock: Clock) -> Mappings:
+    """Mappings with room for three."""
+    return Mappings(recording_store, ttl=TTL, size=3)
+
+
+@pytest.fixture
+def lookups(recording_store: RecordingStore) -> list[str]:
+    """The look-ups that were made in the API database."""
+    return recording_store.lookups
+
+
+def test_find(mappings: Mappings, store: Store, cell1: Cell) -> None:
+    """A mapping has what the API database says of the instance."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    found = mappings.find(UUID)
+    assert (found.instance_uuid, found.cell_id, found.project_id) == (UUID, cell1.id, "project")
+    assert (found.queued_for_delete, found.exists, found.age) == (False, True, 0.0)
+
+
+def test_repr(mappings: Mappings, store: Store, cell1: Cell, clock: Clock) -> None:
+    """A mapping shows where its instance is and how old that news is."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    found = mappings.find(UUID)
+    clock.advance(2.5)
+    assert repr(found) == f"<Mapping instance={UUID} cell_id={cell1.id} age=2.5s>"
+
+
+def test_queued_for_delete(mappings: Mappings, store: Store, cell1: Cell) -> None:
+    """An instance whose deletion has begun is found, with the flag."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    store.update_instance(UUID, queued_for_delete=True)
+    assert mappings.find(UUID).queued_for_delete
+
+
+def test_kept_for_the_ttl(mappings: Mappings, store: Store, cell1: Cell, clock: Clock, lookups: list[str]) -> None:
+    """A mapping with a cell is looked up once in its TTL, and once more when that has passed."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    first = mappings.find(UUID)
+    clock.advance(TTL - 0.1)
+    assert mappings.find(UUID) is first
+    clock.advance(0.1)
+    assert mappings.find(UUID) is not first
+    assert lookups == [UUID, UUID]
+
+
+def test_reading_does_not_prolong(mappings: Mappings, store: Store, cell1: Cell, clock: Clock) -> None:
+    """A mapping that is in use all the time is looked up again at the end of its TTL, so a move is seen within it."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    mappings.find(UUID)
+    store.update_instance(UUID, cell_id=None)
+    for _ in range(6):
+        clock.advance(TTL / 6)
+        found = mappings.find(UUID)
+    assert found.cell_id is None
+
+
+def test_age(mappings: Mappings, store: Store, cell1: Cell, clock: Clock) -> None:
+    """A mapping knows how long ago the API database said so."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    mappings.find(UUID)
+    clock.advance(12.5)
+    assert mappings.find(UUID).age == 12.5
+
+
+@pytest.mark.xfail(strict=True, reason="loaded_at is taken when the answer arrives, not when it is asked for")
+def test_slow_answer_is_not_new(store: Store, cell1: Cell, clock: Clock) -> None:
+    """The TTL begins when the API database is asked, so that a slow answer is not trusted for longer."""
+
+    class SlowStore(RecordingStore):
+        def find_instance(self, uuid: str) -> InstanceMapping | None:
+            row = super().find_instance(uuid)
+            clock.advance(30)
+            return row
+
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    assert Mappings(SlowStore(store), ttl=TTL, size=3).find(UUID).age == 30
+
+
+@pytest.mark.parametrize("ttl", [TTL, 0.5])
+def test_missing_is_kept_shortly(recording_store: RecordingStore, clock: Clock, lookups: list[str], ttl: float) -> None:
+    """That there is no mapping is remembered for a second at most, or for the TTL where that is less."""
+    mappings = Mappings(recording_store, ttl=ttl, size=3)
+    for seconds, count in [(0, 1), (min(ttl, 1) - 0.1, 1), (0.1, 2)]:
+        clock.advance(seconds)
+        with pytest.raises(InstanceNotMapped, match=UUID):
+            mappings.find(UUID)
+        assert len(lookups) == count
+
+
+def test_unscheduled_is_kept_shortly(mappings: Mappings, store: Store, clock: Clock, lookups: list[str]) -> None:
+    """A mapping without a cell is remembered for a second at most: its instance is about to get one."""
+    store.create_instance(UUID, project_id="project")
+    for seconds, count in [(0, 1), (0.9, 1), (0.1, 2)]:
+        clock.advance(seconds)
+        assert mappings.find(UUID).cell_id is None
+        assert mappings.find(UUID).exists
+        assert len(lookups) == count
+
+
+def test_ttl_of_zero(recording_store: RecordingStore, store: Store, cell1: Cell, clock: Clock) -> None:
+    """With a TTL of 0 the API database is asked each time."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    mappings = Mappings(recording_store, ttl=0.0, size=3)
+    for _ in range(3):
+        mappings.find(UUID)
+    assert len(recording_store.lookups) == 3
+
+
+def uuids(count: int) -> list[str]:
+    """Return this many uuids."""
+    return [f"{number:08x}-0000-4000-8000-000000000000" for number in range(count)]
+
+
+def test_bounded(mappings: Mappings, store: Store, cell1: Cell, lookups: list[str]) -> None:
+    """When there is no more room the mapping that was loaded first goes first."""
+    all_uuids = uuids(4)
+    for uuid in all_uuids:
+        store.create_instance(uuid, project_id="project", cell_id=cell1.id)
+        mappings.find(uuid)
+    lookups.clear()
+    for uuid in reversed(all_uuids):
+        mappings.find(uuid)
+    assert lookups == all_uuids[:1]
+
+
+def test_missing_ones_are_bounded_too(mappings: Mappings) -> None:
+    """Who asks for uuids that don't exist can't fill the memory."""
+    for uuid in uuids(50):
+        with pytest.raises(InstanceNotMapped):
+            mappings.find(uuid)
+    assert len(mappings._cache) == 3
+
+
+def test_loaded_again_is_loaded_last(
+    mappings: Mappings, store: Store, cell1: Cell, clock: Clock, lookups: list[str]
+) -> None:
+    """A mapping that was loaded again is the newest, and others make room before it."""
+    first, *others = uuids(4)
+    for uuid in [first, *others]:
+        store.create_instance(uuid, project_id="project", cell_id=cell1.id)
+    for uuid in [first, *others[:2]]:
+        mappings.find(uuid)
+    clock.advance(TTL)
+    mappings.find(first)
+    mappings.find(others[2])
+    lookups.clear()
+    mappings.find(first)
+    assert lookups == []
+
+
+def test_forget(mappings: Mappings, store: Store, cell1: Cell, lookups: list[str]) -> None:
+    """A mapping that was forgotten is looked up again, and one that isn't there can be forgotten."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    mappings.find(UUID)
+    mappings.forget(UUID)
+    mappings.forget(OTHER)
+    mappings.find(UUID)
+    assert lookups == [UUID, UUID]
+
+
+def test_distrust(mappings: Mappings, store: Store, cell1: Cell, clock: Clock, lookups: list[str]) -> None:
+    """A mapping for which the app answered 404 is looked up again."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    found = mappings.find(UUID)
+    clock.advance(1)
+    mappings.distrust(found)
+    mappings.find(UUID)
+    assert lookups == [UUID, UUID]
+
+
+def test_distrust_of_a_new_one(mappings: Mappings, store: Store, cell1: Cell, clock: Clock, lookups: list[str]) -> None:
+    """A mapping that is not a second old yet is kept: asking again would be no use."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    found = mappings.find(UUID)
+    clock.advance(0.9)
+    mappings.distrust(found)
+    assert mappings.find(UUID) is found
+
+
+def test_distrust_once_a_second(
+    mappings: Mappings, store: Store, cell1: Cell, clock: Clock, lookups: list[str]
+) -> None:
+    """Ten seconds of 404s, twenty each second, cost one look-up a second."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    for _ in range(200):
+        mappings.distrust(mappings.find(UUID))
+        clock.advance(0.05)
+    assert len(lookups) == 10
+
+
+@pytest.mark.xfail(strict=True, reason="distrust() goes by the age of the mapping that the request had, not of the cached")
+def test_distrust_by_slow_requests(
+    mappings: Mappings, store: Store, cell1: Cell, clock: Clock, lookups: list[str]
+) -> None:
+    """Requests that take longer than a second, many at a time, drop the cached mapping once a second as well."""
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    under_way = [mappings.find(UUID) for _ in range(40)]  # each takes two seconds, twenty come in a second
+    for _ in range(200):
+        clock.advance(0.05)
+        mappings.distrust(under_way.pop(0))
+        under_way.append(mappings.find(UUID))
+    assert len(lookups) <= 11
+
+
+def test_create(mappings: Mappings, store: Store, cell1: Cell) -> None:
+    """An instance that was looked for before it was mapped is found from then on."""
+    with pytest.raises(InstanceNotMapped):
+        mappings.find(UUID)
+    mappings.create(UUID, project_id="project", user_id="user")
+    assert mappings.find(UUID).cell_id is None
+    assert store.get_instance(UUID).user_id == "user"
+
+
+def test_create_in_a_cell(mappings: Mappings, cell1: Cell) -> None:
+    """An instance can be mapped to its cell at once."""
+    mappings.create(UUID, project_id="project", cell=cell1)
+    assert mappings.find(UUID).cell_id == cell1.id
+
+
+def test_schedule(mappings: Mappings, cell1: Cell, cell2: Cell) -> None:
+    """An instance that gets a cell, or another one, is found there from then on."""
+    mappings.create(UUID, project_id="project")
+    for cell in (cell1, cell2):
+        mappings.find(UUID)
+        mappings.schedule(UUID, cell)
+        assert mappings.find(UUID).cell_id == cell.id
+
+
+def test_queue_for_delete(mappings: Mappings, cell1: Cell) -> None:
+    """An instance whose deletion begins has the flag from then on."""
+    mappings.create(UUID, project_id="project", cell=cell1)
+    mappings.find(UUID)
+    mappings.queue_for_delete(UUID)
+    assert mappings.find(UUID).queued_for_delete
+
+
+def test_delete(mappings: Mappings, cell1: Cell) -> None:
+    """An instance that is gone is not found from then on."""
+    mappings.create(UUID, project_id="project", cell=cell1)
+    mappings.find(UUID)
+    mappings.delete(UUID)
+    with pytest.raises(InstanceNotMapped):
+        mappings.find(UUID)
+
+
+def test_writes_of_what_is_not_there(mappings: Mappings, cell1: Cell) -> None:
+    """What can't be written is an error that names the instance."""
+    with pytest.raises(InstanceNotMapped, match=UUID):
+        mappings.schedule(UUID, cell1)
+    with pytest.raises(InstanceNotMapped, match=UUID):
+        mappings.queue_for_delete(UUID)
+    with pytest.raises(InstanceNotMapped, match=UUID):
+        mappings.delete(UUID)
+    mappings.create(UUID, project_id="project")
+    with pytest.raises(InstanceMapped, match=UUID):
+        mappings.create(UUID, project_id="project")
+
+
+@pytest.mark.xfail(strict=True, reason="schedule() and its kin forget the mapping only where the write was answered")
+def test_write_without_an_answer(store: Store, cell1: Cell, cell2: Cell, clock: Clock) -> None:
+    """A write that fails may have been done all the same, so the mapping is looked up again after it."""
+
+    class LostAnswer(RecordingStore):
+        def update_instance(self, uuid: str, **values: Any) -> InstanceMapping:
+            super().update_instance(uuid, **values)
+            raise StoreUnavailable("the connection was lost during COMMIT")
+
+    store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    mappings = Mappings(LostAnswer(store), ttl=TTL, size=3)
+    mappings.find(UUID)
+    with pytest.raises(StoreUnavailable):
+        mappings.schedule(UUID, cell2)
+    assert mappings.find(UUID).cell_id == cell2.id
+
+
+def test_write_during_a_load(mappings: Mappings, recording_store: RecordingStore, cell1: Cell, cell2: Cell) -> None:
+    """A look-up that was answered before a write, and comes back after it, is not kept."""
+    recording_store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    recording_store.go_on.clear()
+
+    def write() -> Any:
+        assert recording_store.answered.wait(PATIENCE)
+        mappings.schedule(UUID, cell2)
+        recording_store.go_on.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert mappings.find(UUID).cell_id == cell1.id
+    thread.join(PATIENCE)
+    assert mappings.find(UUID).cell_id == cell2.id
+
+
+def test_single_flight(
+    mappings: Mappings,
+    recording_store: RecordingStore,
+    cell1: Cell,
+    together: Callable[[int, Callable[[int], Any]], list[Any]],
+) -> None:
+    """Threads that look for the same instance at the same time ask the API database no more than once at a time."""
+    recording_store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    found = together(16, lambda number: mappings.find(UUID))
+    assert {mapping.cell_id for mapping in found} == {cell1.id}
+    assert recording_store.lookups == [UUID]
+
+
+def test_deadline(mappings: Mappings, recording_store: RecordingStore, cell1: Cell) -> None:
+    """Who waits for another thread's look-up gives up at the deadline."""
+    recording_store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    recording_store.go_on.clear()
+    thread = threading.Thread(target=lambda: mappings.find(UUID))
+    thread.start()
+    assert recording_store.answered.wait(PATIENCE)
+    with pytest.raises(DeadlineExceeded, match=f"the mapping of instance {UUID}"):
+        mappings.find(UUID, after(0))
+    recording_store.go_on.set()
+    thread.join(PATIENCE)
+
+
+def test_store_that_is_down(tmp_path: Any) -> None:
+    """An API database that does not answer is StoreUnavailable, and not an instance that does not exist."""
+    with Store(make_engine(f"sqlite:///{tmp_path}/missing/api.sqlite", {}, pre_ping=False)) as store:
+        mappings = Mappings(store, ttl=TTL, size=3)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                mappings.find(UUID)
+
+
+def test_mapping_of_nothing(clock: Clock) -> None:
+    """A mapping that stands for none says so, and is never kept for longer than it was made."""
+    nothing = Mapping(UUID, None)
+    assert (nothing.exists, nothing.cell_id, nothing.project_id) == (False, None, None)
+    assert nothing.expires_at == clock.now
