@@ -65,8 +65,8 @@ class Body(itertools.chain[bytes]):
     def __del__(self) -> None:
         owner = self._owner
         if owner is not None:
-            warnings.warn("a response body was never closed by the server", ResourceWarning, source=self, stacklevel=2)
             owner.end()
+            warnings.warn("a response body was never closed by the server", ResourceWarning, source=self, stacklevel=2)
 
 
 def _rescued(body: Iterable[bytes], owner: Owner) -> Iterator[bytes]:

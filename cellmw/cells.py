@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from cellmw.context import targeted_copy
-from cellmw.exceptions import CellNotFound
+from cellmw.context import copy_context, target
+from cellmw.exceptions import CellNotFound, InstanceNotMapped
 from cellmw.lease import Lease
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cellmw.cell import Cell
     from cellmw.deadline import Deadline
-    from cellmw.mapping import Mappings
+    from cellmw.mapping import Mapping, Mappings
     from cellmw.pool import Pool
     from cellmw.store import Store
 
@@ -39,7 +39,6 @@ class Cells:
         # replaced as a whole and never changed, so that it is read without a lock
         self._records: dict[int | str, Cell] = {}
         self._open_handles = pool.handles
-        self.locate = mappings.find
 
     def get(self, ref: int | str) -> Cell:
         """Return the cell with this id, uuid or name.
@@ -64,6 +63,18 @@ class Cells:
         self._read()
         return [cell for ref, cell in self._records.items() if isinstance(ref, int)]
 
+    def locate(self, instance_uuid: str, deadline: Deadline | None = None) -> Mapping:
+        """Return the mapping of this instance, from the cache or from the API database.
+
+        :raises InstanceNotMapped: if it has none
+        :raises StoreUnavailable: if it is not in the cache and the API database does not answer
+        :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
+        """
+        mapping = self.mappings.find(instance_uuid, deadline)
+        if not mapping.exists:
+            raise InstanceNotMapped(instance_uuid)
+        return mapping
+
     def lease(self, cell_id: int, deadline: Deadline | None = None) -> Lease:
         """Lease the handles of the cell with this id, which are opened if they aren't open yet.
 
@@ -87,7 +98,9 @@ class Cells:
         :raises CellMisconfigured: if the cell's URLs can't be used
         """
         with self.lease(cell.id, deadline) as lease:
-            yield targeted_copy(context, lease)
+            copied = copy_context(context)
+            target(copied, lease)
+            yield copied
 
     @property
     def leases(self) -> int:

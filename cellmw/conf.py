@@ -39,9 +39,9 @@ _CELLMW_OPTS = (
         "enabled",
         default=True,
         help="""
-Whether the filter routes requests. Where it is false the filter is not even put into the pipeline, and every context
-goes on to the service's own database and message queue. Set it to false to take cellmw out of a running deployment
-without editing its pipeline.
+Whether the filter routes requests. Where it is false every request passes through as if the filter were not there, and
+uses the service's own database and message queue. Set it to false to take cellmw out of a deployment without editing
+its pipeline.
 """,
     ),
     cfg.StrOpt(
@@ -131,9 +131,10 @@ it where more instances than this are in use at a time, which shows as a steady 
         default=60.0,
         min=0.1,
         help="""
-Seconds that a targeted request may spend waiting on its way to its cell. It is one deadline for all of the waiting,
-not one for each step. Keep it below the time after which the load balancer in front gives up, so that the client gets
-an answer that says what happened.
+Seconds after which a request for an instance stops waiting for another thread that looks up the same mapping or opens
+the same cell, and is answered with a 503. It is one deadline for both, and a handler may read it as the target's
+``deadline``; it does not interrupt statements or messages. Keep it below the time after which the load balancer in
+front gives up, so that the client gets an answer that says what happened.
 """,
     ),
 )

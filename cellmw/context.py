@@ -59,10 +59,9 @@ def untarget(lease: Lease, before: Before) -> None:
         context.mq_connection = transport
 
 
-def targeted_copy(context: Any, lease: Lease) -> Any:
-    """Return a copy of the context that is aimed at the lease's cell; the context itself is left as it is."""
+def copy_context(context: Any) -> Any:
+    """Return a copy of the context, to be aimed at another cell than the context itself."""
     copied = copy.copy(context)
     # a transaction that is open on the original is not one on the copy's cell
     vars(copied).pop("_enginefacade_context", None)
-    target(copied, lease)
     return copied

@@ -21,6 +21,7 @@
     │   ├── CellUnavailable      its database or queue gave no answer
     │   ├── CellHasNoTransport   it has no message queue (cell0), but one was used
     │   └── LeaseClosed          the request that leased its handles has ended
+    ├── CellsClosed              the cells were closed, and somebody still wants one
     ├── NotTargeted              no cell is attached and no default is configured
     └── DeadlineExceeded         the request's time is up
 
@@ -174,6 +175,13 @@ class LeaseClosed(CellError):
             f"the lease on cell {cell} has been released: work that outlives its request takes one of its own "
             "with cells.target()",
         )
+
+
+class CellsClosed(CellmwError):
+    """A cell was asked for after ``close()`` of the cells or of the filter."""
+
+    def __init__(self) -> None:
+        super().__init__("the cells have been closed: nothing can be leased any more")
 
 
 class NotTargeted(CellmwError):

@@ -29,7 +29,7 @@ from oslo_middleware.base import ConfigurableMiddleware
 from cellmw import conf as options
 from cellmw import deploy
 from cellmw.body import Body
-from cellmw.context import RequestContext
+from cellmw.context import RequestContext, copy_context
 from cellmw.exceptions import (
     CellmwError,
     CellNotFound,
@@ -39,7 +39,6 @@ from cellmw.exceptions import (
     MappingDangling,
 )
 from cellmw.faults import fault
-from cellmw.mapping import Mapping
 from cellmw.routes import Routes
 from cellmw.trip import TARGET_KEY, Trip
 
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from cellmw.cells import Cells
-    from cellmw.deadline import Deadline
+    from cellmw.mapping import Mapping
 
 CELLS_KEY = "cellmw.cells"
 """Environ key of the cells."""
@@ -100,8 +99,12 @@ class CellFilter(ConfigurableMiddleware):
             return self.application(environ, start_response)
         environ[CELLS_KEY] = self.cells
         instance_uuid = self._match(environ.get("PATH_INFO", ""))
-        if instance_uuid is None or TARGET_KEY in environ:
+        if instance_uuid is None:
             return self.application(environ, start_response)
+        if TARGET_KEY in environ:
+            if environ[TARGET_KEY].instance_uuid == instance_uuid:
+                return self.application(environ, start_response)
+            environ = self._set_apart(environ)
         try:
             trip = self._depart(instance_uuid, environ, start_response)
         except CellmwError as error:
@@ -134,7 +137,11 @@ class CellFilter(ConfigurableMiddleware):
     def _depart(self, instance_uuid: str, environ: WSGIEnvironment, start_response: StartResponse) -> Trip:
         deadline = monotonic() + self._request_timeout
         context = environ.get(self._context_key) or self._make_context(environ)
-        mapping = self._locate(instance_uuid, context, deadline)
+        mapping = self.cells.mappings.find(instance_uuid, deadline)
+        if mapping.project_id != context.project_id:
+            self._check_project(mapping, context)
+        if mapping.cell_id is None:
+            self._check_state(mapping)
         try:
             lease = None if mapping.cell_id is None else self.cells.lease(mapping.cell_id, deadline)
         except CellNotFound as missing:
@@ -149,19 +156,25 @@ class CellFilter(ConfigurableMiddleware):
         context = environ[self._context_key] = RequestContext.from_environ(environ)
         return context
 
-    def _locate(self, instance_uuid: str, context: Any, deadline: Deadline) -> Mapping:
-        """Return the instance's mapping; one that is passed although it does not exist has no cell."""
-        try:
-            mapping = self.cells.locate(instance_uuid, deadline)
-        except InstanceNotMapped:
-            if self._pass_unmapped:
-                return Mapping(instance_uuid, None)
-            raise
-        if self._project_check and mapping.project_id != context.project_id and not self._is_admin(context):
-            raise InstanceNotMapped(instance_uuid)
-        if mapping.cell_id is None and not self._pass_building:
-            raise InstanceBuilding(instance_uuid)
-        return mapping
+    def _set_apart(self, environ: WSGIEnvironment) -> WSGIEnvironment:
+        """Give a request for one instance that is made within one for another an environ and a context of its own."""
+        apart = environ.copy()
+        if self._context_key in apart:
+            apart[self._context_key] = copy_context(apart[self._context_key])
+        return apart
+
+    def _check_project(self, mapping: Mapping, context: Any) -> None:
+        """Raise what there is to raise where the instance is not the caller's."""
+        if self._project_check and mapping.exists and not self._is_admin(context):
+            raise InstanceNotMapped(mapping.instance_uuid)
+
+    def _check_state(self, mapping: Mapping) -> None:
+        """Raise what there is to raise where the instance has no cell."""
+        if not mapping.exists:
+            if not self._pass_unmapped:
+                raise InstanceNotMapped(mapping.instance_uuid)
+        elif not self._pass_building:
+            raise InstanceBuilding(mapping.instance_uuid)
 
     def _is_admin(self, context: Any) -> bool:
         return bool(context.is_admin) or not self._admin_roles.isdisjoint(context.roles)

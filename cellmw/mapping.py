@@ -11,7 +11,6 @@ from collections import OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from cellmw.exceptions import InstanceNotMapped
 from cellmw.flights import Flights
 
 if TYPE_CHECKING:
@@ -76,17 +75,15 @@ class Mappings:
         self._flights: Flights[str, Mapping] = Flights()
 
     def find(self, instance_uuid: str, deadline: Deadline | None = None) -> Mapping:
-        """Return the mapping of this instance, from the cache or from the API database.
+        """Return what the API database says of this instance, or has said a short while ago.
 
-        :raises InstanceNotMapped: if it has none
+        :returns: a mapping in any case; its ``exists`` is false where there is none
         :raises StoreUnavailable: if it is not in the cache and the API database does not answer
         :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
         """
         mapping = self._cache.get(instance_uuid)
         if mapping is None or mapping.expires_at <= monotonic():
             mapping = self._load(instance_uuid, deadline)
-        if mapping.project_id is None:
-            raise InstanceNotMapped(instance_uuid)
         return mapping
 
     def distrust(self, mapping: Mapping) -> None:

@@ -6,8 +6,10 @@ It knows nothing of instances, contexts or requests.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
+from cellmw.exceptions import CellsClosed
 from cellmw.flights import Flights
 
 if TYPE_CHECKING:
@@ -35,16 +37,19 @@ class Pool:
         self._open_handles = open_handles
         self.handles: dict[int, Handles] = {}
         self._openers: Flights[int, Handles] = Flights()
+        self._lock = threading.Lock()  # guards closing against opening
+        self._closed = False
 
     def open(self, cell: Cell, deadline: Deadline | None = None) -> Handles:
         """Return the handles of this cell, which are opened if they aren't open yet.
 
+        :raises CellsClosed: after :meth:`close`
         :raises CellMisconfigured: if the cell's URLs can't be used
         :raises DeadlineExceeded: if another thread is opening them and is not done in time
         """
         return self._openers.run(
             cell.id,
-            fetch=lambda: self.handles.get(cell.id) or self._open_handles(cell),
+            fetch=lambda: self.handles.get(cell.id) or self._open(cell),
             keep=self._keep,
             deadline=deadline,
             waited_for=f"cell {cell} to be opened",
@@ -56,10 +61,22 @@ class Pool:
         return sum(len(handles.leases) for handles in list(self.handles.values()))
 
     def close(self) -> None:
-        """Close the handles of every cell. Leases that are still open find theirs closed."""
-        while self.handles:
-            _, handles = self.handles.popitem()
+        """Close the handles of every cell, for good. Leases that are still open find theirs closed."""
+        with self._lock:
+            self._closed = True
+            every = list(self.handles.values())
+            self.handles.clear()
+        for handles in every:
             handles.close()
 
+    def _open(self, cell: Cell) -> Handles:
+        if self._closed:
+            raise CellsClosed
+        return self._open_handles(cell)
+
     def _keep(self, handles: Handles) -> None:
-        self.handles[handles.cell.id] = handles
+        with self._lock:
+            if not self._closed:
+                self.handles[handles.cell.id] = handles
+                return
+        handles.close()

@@ -14,6 +14,9 @@ from cellmw.lease import TransportView
 _SHARED = ("timeout", "version_cap", "serializer", "retry", "call_monitor_timeout", "transport_options")
 """What the clients for all cells have in common with the default one."""
 
+_NO_SERIALIZER = oslo_messaging.NoOpSerializer()
+"""What a client has that was given none."""
+
 _HANDLES = ("db_connection", "mq_connection")
 
 
@@ -48,7 +51,11 @@ class ClientRouter:
     """
 
     def __init__(
-        self, default_client: oslo_messaging.RPCClient | None, *, target: oslo_messaging.Target | None = None
+        self,
+        default_client: oslo_messaging.RPCClient | None,
+        *,
+        target: oslo_messaging.Target | None = None,
+        **options: Any,
     ) -> None:
         """Route by this client, whose target, serializer, timeouts and version cap the cells' clients share.
 
@@ -56,19 +63,17 @@ class ClientRouter:
 
         :param default_client: for contexts that were never targeted; None where the service has no bus of its own
         :param target: what to send to, where there is no default client to take it from
+        :param options: further arguments of ``oslo_messaging.get_rpc_client``, likewise
         """
-        if default_client is None:
-            if target is None:
-                raise TypeError("ClientRouter takes a default client, or the target to send to where there is none")
-            self._target = target
-            self._options: dict[str, Any] = {"serializer": ContextSerializer()}
-            self._default = None
-            return
-        self._target = default_client.target
-        self._options = {name: getattr(default_client, name) for name in _SHARED}
-        if type(default_client.serializer) is oslo_messaging.NoOpSerializer:
-            self._options["serializer"] = ContextSerializer()
-        self._default = self._make(default_client.transport)
+        if (default_client is None) == (target is None) or (options and target is None):
+            raise TypeError("ClientRouter takes a default client, or None and the target, with options, to send to")
+        if default_client is not None:
+            target, options = default_client.target, {name: getattr(default_client, name) for name in _SHARED}
+        if type(options.get("serializer", _NO_SERIALIZER)) is oslo_messaging.NoOpSerializer:
+            options["serializer"] = ContextSerializer()
+        self._target = target
+        self._options = options
+        self._default = None if default_client is None else self._make(default_client.transport)
 
     def client(self, context: Any) -> oslo_messaging.RPCClient:
         """Return the client of the cell that the context is aimed at, the default one where it never was.

@@ -18,6 +18,7 @@ import pytest
 
 from cellmw import RequestContext
 from examples.compute import demo, witness
+from examples.compute.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,9 +73,16 @@ def test_wrong_cell(corrupt: Callable[[str], None], wrongs: Callable[[], list[st
     assert not [wrong for wrong in found if "web-2" in wrong]
 
 
-def test_wrong_queue(corrupt: Callable[[str], None], wrongs: Callable[[], list[str]]) -> None:
+def test_wrong_queue(monkeypatch: pytest.MonkeyPatch, wrongs: Callable[[], list[str]]) -> None:
     """A message on another cell's queue is noticed where the database is the right one."""
-    corrupt("UPDATE cell_mappings SET transport_url = 'memory://cell2/' WHERE name = 'cell1'")
+    create_databases = Deployment._create_databases
+
+    def create_databases_and_corrupt(deployment: Deployment) -> None:
+        create_databases(deployment)
+        with closing(sqlite3.connect(deployment.databases.api)) as connection, connection:
+            connection.execute("UPDATE cell_mappings SET transport_url = 'memory://cell2/' WHERE name = 'cell1'")
+
+    monkeypatch.setattr(Deployment, "_create_databases", create_databases_and_corrupt)
     found = wrongs()
     assert "reboot web-1: queue: cell2, and not cell1" in found
     assert not [wrong for wrong in found if wrong.startswith("show web-1")]

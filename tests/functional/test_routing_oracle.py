@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
     from cellmw import CellFilter
-    from cellmw.cells import Cells
     from tests.functional.conftest import Api, Deployment, Exchange
 
 LOG = logging.getLogger(__name__)
@@ -41,9 +41,12 @@ SMALL_CACHE = {"mapping_cache_size": "150", "mapping_ttl": "0.5"}
 
 
 @pytest.fixture
-def seed() -> int:
-    """What makes the order of the requests: another each time, or the one in CELLMW_TEST_SEED."""
-    return int(os.environ.get("CELLMW_TEST_SEED") or random.SystemRandom().randrange(2**32))
+def seed(caplog: pytest.LogCaptureFixture) -> int:
+    """What makes the order of the requests: another each time, or that in CELLMW_TEST_SEED. A failure shows it."""
+    caplog.set_level(logging.INFO, __name__)
+    seed = int(os.environ.get("CELLMW_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    LOG.info("CELLMW_TEST_SEED=%d repeats this order", seed)
+    return seed
 
 
 @pytest.fixture
@@ -56,95 +59,120 @@ def mapped(deployment: Deployment) -> dict[str, str]:
 
 
 class App:
-    """Asks the database and the queue which cell this is, and answers in one of several ways. Shared by the threads."""
+    """Asks the cell's database, then sends to the cell's queue or asks that, too. Shared by all threads.
+
+    In its environ it finds whether its answer is to be whole, a list, or a generator; and it leaves there what it has
+    sent, each time with None for the cell of the request, or with the other cell that it went to in between.
+    """
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self.cells: Cells | None = None
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
-        answers: Callable[[Any], Iterator[str]] = getattr(self, f"_{environ['test.answer']}")
-        chunks = (answer.encode() for answer in answers(environ["cellmw.context"]))
-        return list(chunks) if environ["test.whole"] else chunks
+        answers = self._answers(environ)
+        return list(answers) if environ["test.whole"] else answers
 
-    def _database(self, context: Any) -> Iterator[str]:
-        yield self._api.database(context)
-        yield self._api.database(context)
+    def _answers(self, environ: dict[str, Any]) -> Iterator[bytes]:
+        context, instance_uuid = environ["cellmw.context"], environ["cellmw.target"].instance_uuid
+        yield self._api.database(context).encode()
+        if environ["test.elsewhere"]:
+            self._go_elsewhere(environ, context, instance_uuid)
+            yield self._api.database(context).encode()
+        if environ["test.call"]:
+            yield self._api.queue(context).encode()
+        else:
+            self._api.reboot(context, instance_uuid)
+            environ["test.sent"].append(None)
 
-    def _queue(self, context: Any) -> Iterator[str]:
-        yield self._api.queue(context)
-
-    def _both(self, context: Any) -> Iterator[str]:
-        yield self._api.database(context)
-        yield self._api.queue(context)
-
-    def _elsewhere(self, context: Any) -> Iterator[str]:
-        """Go to another cell in between, whose answer names it, and come back."""
-        yield self._api.database(context)
-        assert self.cells is not None
-        other = self.cells.get(random.choice(CELLS))
-        with self.cells.target(context, other) as targeted:
-            assert (self._api.database(targeted), self._api.queue(targeted)) == (other.name, other.name)
-        yield self._api.queue(context)
+    def _go_elsewhere(self, environ: dict[str, Any], context: Any, instance_uuid: str) -> None:
+        cells = environ["cellmw.cells"]
+        cell = environ["test.elsewhere"]
+        with cells.target(context, cells.get(cell)) as targeted:
+            assert self._api.database(targeted) == cell
+            self._api.reboot(targeted, instance_uuid)
+        environ["test.sent"].append(cell)
 
 
 class Client:
-    """One thread's share of the requests. Lives as long as they take."""
+    """One thread's share of the requests. Lives as long as they take.
+
+    :ivar filter: the filter that all clients share
+    :ivar asked: how many there were
+    :ivar wrong: the instances that got a wrong answer, with that
+    :ivar sent: (cell, instance uuid) -> how many messages have to arrive in that cell
+    """
 
     def __init__(
         self, cell_filter: CellFilter, exchange: type[Exchange], mapped: dict[str, str], chance: random.Random
     ) -> None:
-        self._filter = cell_filter
+        self.filter = cell_filter
         self._exchange = exchange
         self._mapped = mapped
         self._chance = chance
         self.asked = 0
         self.wrong: list[tuple[str, list[bytes]]] = []
+        self.sent: Counter[tuple[str, str]] = Counter()
 
     def run(self, together: threading.Barrier) -> None:
         """Send every request, and compare its answer."""
+        instances = list(self._mapped)
         together.wait()
         for _ in range(REQUESTS // THREADS):
-            instance_uuid = self._chance.choice(list(self._mapped))
-            answers = self._ask(instance_uuid)
+            self._ask(self._chance.choice(instances))
             self.asked += 1
-            if set(answers) != {self._mapped[instance_uuid].encode()}:
-                self.wrong.append((instance_uuid, answers))
 
-    def _ask(self, instance_uuid: str) -> list[bytes]:
-        """Read the whole body, or leave after the first chunk."""
+    def _ask(self, instance_uuid: str) -> None:
+        cell = self._mapped[instance_uuid]
         environ = {
-            "test.answer": self._chance.choice(["database", "queue", "both", "elsewhere"]),
             "test.whole": self._chance.random() < 0.5,
+            "test.call": self._chance.random() < 0.25,
+            "test.elsewhere": self._chance.choice(CELLS) if self._chance.random() < 0.05 else None,
+            "test.sent": [],
         }
-        exchange = self._exchange(f"/servers/{instance_uuid}", headers=environ).send(self._filter)
+        exchange = self._exchange(f"/servers/{instance_uuid}", headers=environ).send(self.filter)
+        answers = self._read(exchange)
+        if set(answers) != {cell.encode()}:
+            self.wrong.append((instance_uuid, answers))
+        self.sent.update((elsewhere or cell, instance_uuid) for elsewhere in environ["test.sent"])
+
+    def _read(self, exchange: Exchange) -> list[bytes]:
+        """Read the whole body, or leave after the first chunk."""
         try:
-            leaves = self._chance.random() < 0.25
-            return [next(iter(exchange.body))] if leaves else list(exchange.body)
+            return [next(iter(exchange.body))] if self._chance.random() < 0.25 else list(exchange.body)
         finally:
             exchange.close()
 
 
-def test_oracle(
+@pytest.fixture
+def workers(mapped: dict[str, str]) -> Iterator[Workers]:
+    """A worker on each cell's queue. A message that the test does not take is a failure."""
+    with closing(Workers(CELLS)) as workers:
+        yield workers
+
+
+@pytest.fixture
+def clients(
     mapped: dict[str, str],
     make_filter: Callable[..., CellFilter],
     exchange: type[Exchange],
     api: Api,
     seed: int,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Of 20,000 requests by 16 threads over 8 cells none is answered out of a wrong cell, and no lease is left open."""
-    caplog.set_level(logging.INFO, __name__)
-    LOG.info("CELLMW_TEST_SEED=%d repeats this order", seed)
-    app = App(api)
-    cell_filter = make_filter(app, **SMALL_CACHE)
-    app.cells = cell_filter.cells
-    clients = [Client(cell_filter, exchange, mapped, random.Random(seed + number)) for number in range(THREADS)]
+) -> list[Client]:
+    """The clients of one pipeline, one for each thread."""
+    cell_filter = make_filter(App(api), **SMALL_CACHE)
+    return [Client(cell_filter, exchange, mapped, random.Random(seed + number)) for number in range(THREADS)]
+
+
+def test_oracle(clients: list[Client], workers: Workers) -> None:
+    """Of 20,000 requests by 16 threads over 8 cells none reads from a wrong database or sends to a wrong queue."""
     together = threading.Barrier(THREADS)
-    with closing(Workers(CELLS)), ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         for running in [threads.submit(client.run, together) for client in clients]:
             running.result()
+    sent = sum((client.sent for client in clients), Counter())
+    arrived = Counter(workers.next()[:2] for _ in range(sent.total()))
     assert [wrong for client in clients for wrong in client.wrong] == []
+    assert arrived == sent
     assert sum(client.asked for client in clients) == REQUESTS
-    assert cell_filter.cells.leases == 0
+    assert clients[0].filter.cells.leases == 0
