@@ -83,4 +83,6 @@ def _rescued(body: Iterable[bytes], owner: Owner) -> Iterator[bytes]:
         yield from answer
         return
     yield first
-    yield from iterator
+    # not "yield from", which closes what it iterates: that is the body's to do, once
+    for chunk in iterator:  # noqa: UP028
+        yield chunk

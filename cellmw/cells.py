@@ -48,20 +48,17 @@ class Cells:
         :raises CellNotFound: if there is none, or more than one of that name
         :raises StoreUnavailable: if it is not known and the API database does not answer
         """
-        if ref not in self._records:
-            self._read()
-        try:
-            return self._records[ref]
-        except KeyError:
-            raise CellNotFound(ref) from None
+        cell = self._records.get(ref) or self._read().get(ref)
+        if cell is None:
+            raise CellNotFound(ref)
+        return cell
 
     def all(self) -> list[Cell]:
         """Return every cell, cell0 and disabled ones included, by id, as the API database has them now.
 
         :raises StoreUnavailable: if it does not answer
         """
-        self._read()
-        return [cell for ref, cell in self._records.items() if isinstance(ref, int)]
+        return [cell for ref, cell in self._read().items() if isinstance(ref, int)]
 
     def locate(self, instance_uuid: str, deadline: Deadline | None = None) -> Mapping:
         """Return the mapping of this instance, from the cache or from the API database.
@@ -112,11 +109,14 @@ class Cells:
         self._pool.close()
         self._store.close()
 
-    def _read(self) -> None:
+    def _read(self) -> dict[int | str, Cell]:
         cells = self._store.list_cells()
         names = [cell.name for cell in cells]
-        self._records = (
+        records = (
             {cell.id: cell for cell in cells}
             | {cell.name: cell for cell in cells if cell.name and names.count(cell.name) == 1}
             | {cell.uuid: cell for cell in cells}
         )
+        # a thread that comes back late may put older records here: they are looked into first, and never last
+        self._records = records
+        return records

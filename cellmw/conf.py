@@ -8,6 +8,7 @@ registers the options passes the ``ConfigOpts``.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +224,8 @@ def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -
     for name, opt in known.items():
         try:
             values[name] = opt.type(overrides[name]) if name in overrides else conf[GROUP][name]
+            if isinstance(values[name], float) and not math.isfinite(values[name]):
+                raise ValueError(f"{values[name]} is no number of seconds")
         except (ValueError, cfg.ConfigFileValueError) as wrong:
             section = "[filter] section" if name in overrides else f"[{GROUP}]"
             raise ConfigError(f"{section}: {name}: {wrong}") from wrong

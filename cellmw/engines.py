@@ -46,7 +46,11 @@ def make_engine(url: str, options: Mapping[str, Any], *, pre_ping: bool) -> Engi
     try:
         # thread_checkin would sleep(0) at each checkin, for eventlet's sake; max_retries=0 keeps it from connecting
         engine: Engine = oslo_engines.create_engine(
-            url, **options, thread_checkin=False, max_retries=0, _engine_target=engine_target
+            _with_driver(sqlalchemy.make_url(url)),
+            **options,
+            thread_checkin=False,
+            max_retries=0,
+            _engine_target=engine_target,
         )
     except exc.NoSuchModuleError:
         raise ConfigError(f"no SQLAlchemy dialect is installed for {_driver_name(url)!r} databases") from None
@@ -56,6 +60,13 @@ def make_engine(url: str, options: Mapping[str, Any], *, pre_ping: bool) -> Engi
         # their messages can quote the URL, with its password
         raise ConfigError("its database URL is not one that SQLAlchemy can read") from None
     return engine
+
+
+def _with_driver(url: sqlalchemy.URL) -> sqlalchemy.URL:
+    """Name the driver that SQLAlchemy would choose: oslo.db logs a URL that names none."""
+    if "+" in url.drivername:
+        return url
+    return url.set(drivername=f"{url.drivername}+{url.get_driver_name()}")
 
 
 def _queue_pool_arguments(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -250,4 +250,5 @@ def views(lease: Lease) -> tuple[DatabaseView, TransportView]:
 
 def is_view_of(handle: object, lease: Lease) -> bool:
     """Whether this is a view that was made under this lease, and not what somebody else has put in its place."""
-    return isinstance(handle, (DatabaseView, TransportView)) and handle._lease is lease
+    # a view with modifiers has no lease of its own: somebody has put it there
+    return isinstance(handle, (DatabaseView, TransportView)) and getattr(handle, "_lease", None) is lease

@@ -11,6 +11,7 @@ import json
 import queue
 import sqlite3
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,13 @@ class Deployment:
         self.configure(self.database_url("api"))
 
     def configure(self, api_database: str) -> None:
-        """Write the configuration file: pipelines that are loaded from now on use this API database."""
-        (self._folder / "cellmw.conf").write_text(f"[api_database]\nconnection = {api_database}\n")
+        """Write the configuration file: pipelines that are loaded from now on use this API database.
+
+        With a pool for as many threads as these tests have: what overflows it is opened anew for each look-up.
+        """
+        (self._folder / "cellmw.conf").write_text(
+            f"[api_database]\nconnection = {api_database}\nmax_pool_size = 20\n[cellmw_database]\nmax_pool_size = 20\n"
+        )
 
     def file(self, name: str) -> Path:
         """Return the SQLite file of a cell, or of the API."""
@@ -280,8 +286,8 @@ class Workers:
         """Work on what has arrived, and stop; what nobody has asked for is a failure."""
         for server in self._servers:
             server.stop()
-        for server in self._servers:
-            server.wait()
+        with ThreadPoolExecutor(len(self._servers)) as threads:
+            list(threads.map(lambda server: server.wait(), self._servers))
         for transport in self._transports:
             transport.cleanup()
         assert self._seen.empty(), self._seen.get()

@@ -9,6 +9,7 @@ import inspect
 import pickle
 import threading
 import weakref
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import oslo_messaging
@@ -476,7 +477,7 @@ def no_transport(handles0: Handles) -> Iterator[TransportView]:
         yield views(lease)[1]
 
 
-def test_cell_without_a_queue(no_transport: TransportView) -> None:
+def test_cell_without_a_queue(no_transport: TransportView, handles1: Handles) -> None:
     """Where the cell has no queue a client can be made, and prepared; each use of it says so."""
     client = oslo_messaging.get_rpc_client(no_transport, TARGET)
     for caller in (client, client.prepare(server="host")):
@@ -484,6 +485,17 @@ def test_cell_without_a_queue(no_transport: TransportView) -> None:
             caller.cast({}, "reboot")
         with pytest.raises(CellHasNoTransport, match="cell cell0"):
             caller.call({}, "reboot")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="what oslo.messaging wants on a private configuration is registered with the first cell that has a queue",
+    raises=cfg.NoSuchOptError,
+)
+def test_first_cell_without_a_queue(no_transport: TransportView) -> None:
+    """It says so also where no cell with a queue has been opened yet."""
+    with pytest.raises(CellHasNoTransport):
+        oslo_messaging.get_rpc_client(no_transport, TARGET).cast({}, "reboot")
 
 
 def test_closed_lease_on_a_cell_without_a_queue(handles0: Handles) -> None:
@@ -696,15 +708,6 @@ def test_block_inside_one_that_goes_on(database: DatabaseView, context: RequestC
 
 
 @pytest.mark.xfail(strict=True, reason="get_sessionmaker() gives the cell's own, shared one away")
-def test_kept_sessionmaker(database: DatabaseView, lease: Lease) -> None:
-    """A sessionmaker that was kept makes no session on the cell after the release."""
-    make = database.writer.get_sessionmaker()
-    lease.release()
-    with pytest.raises(LeaseClosed), make() as session:
-        session.connection()
-
-
-@pytest.mark.xfail(strict=True, reason="get_sessionmaker() gives the cell's own, shared one away")
 def test_sessionmaker_is_the_requests_own(database: DatabaseView, handles1: Handles) -> None:
     """Who reconfigures the sessionmaker of a request does not change that of others."""
     database.reader.get_sessionmaker().configure(info={"mine": True})
@@ -862,16 +865,38 @@ def test_one_failing_end_does_not_skip_the_next(
     assert caplog.messages.count("cell cell1: closing a session that was left open failed") == 2
 
 
-def test_session_whose_connection_is_gone(
-    database: DatabaseView, context: RequestContext, lease: Lease, handles1: Handles
-) -> None:
+def leave_open_on_a_lost_connection(context: RequestContext, blocks: ExitStack) -> Session:
+    """Return a session that is still open when its connection is not."""
+    block = context.db_connection.writer.using(context)
+    session: Session = block.__enter__()
+    blocks.push(lambda *error: block.gen.close())  # as where the handler's frame ends
+    session.connection().connection.dbapi_connection.close()
+    return session
+
+
+@pytest.fixture
+def blocks() -> Iterator[ExitStack]:
+    """Blocks that a handler has left open; they end with the test."""
+    with ExitStack() as blocks:
+        yield blocks
+
+
+def test_lost_connection(context: RequestContext, lease: Lease, handles1: Handles, blocks: ExitStack) -> None:
     """A session that was left open on a connection that is lost does not keep its place in the pool."""
-    block = database.writer.using(context)
-    block.__enter__().connection().connection.dbapi_connection.close()
+    leave_open_on_a_lost_connection(context, blocks)
     lease.release()
     assert handles1.engine.pool.checkedout() == 0
-    with pytest.raises(exc.SQLAlchemyError):
-        block.__exit__(None, None, None)
+
+
+@pytest.mark.xfail(strict=True, reason="where rollback() fails, close() is skipped, and the session goes on working")
+def test_session_is_closed_where_it_can_not_be_rolled_back(
+    context: RequestContext, lease: Lease, blocks: ExitStack
+) -> None:
+    """A session whose roll-back fails is closed all the same."""
+    session = leave_open_on_a_lost_connection(context, blocks)
+    lease.release()
+    with pytest.raises(exc.InvalidRequestError, match="permanently closed"):
+        session.execute(text("SELECT 1"))
 
 
 def test_forgotten_sessions_are_not_kept(lease: Lease) -> None:

@@ -17,7 +17,7 @@ from cellmw.exceptions import (
     InstanceNotMapped,
     StoreUnavailable,
 )
-from cellmw.mapping import Mapping, Mappings
+from cellmw.mapping import Mappings
 from cellmw.store import InstanceMapping, Store
 
 if TYPE_CHECKING:
@@ -96,6 +96,13 @@ def test_find(mappings: Mappings, store: Store, cell1: Cell) -> None:
     assert (found.queued_for_delete, found.exists, found.age) == (False, True, 0.0)
 
 
+def test_missing(mappings: Mappings) -> None:
+    """What there is no mapping for is a mapping that says so."""
+    missing = mappings.find(UUID)
+    assert (missing.instance_uuid, missing.exists, missing.cell_id, missing.project_id) == (UUID, False, None, None)
+    assert not missing.queued_for_delete
+
+
 def test_repr(mappings: Mappings, store: Store, cell1: Cell, clock: Clock) -> None:
     """A mapping shows where its instance is and how old that news is."""
     store.create_instance(UUID, project_id="project", cell_id=cell1.id)
@@ -161,8 +168,7 @@ def test_missing_is_kept_shortly(recording_store: RecordingStore, clock: Clock, 
     mappings = Mappings(recording_store, ttl=ttl, size=3)
     for seconds, count in [(0, 1), (min(ttl, 1) - 0.1, 1), (0.1, 2)]:
         clock.advance(seconds)
-        with pytest.raises(InstanceNotMapped, match=UUID):
-            mappings.find(UUID)
+        assert not mappings.find(UUID).exists
         assert len(lookups) == count
 
 
@@ -205,8 +211,7 @@ def test_bounded(mappings: Mappings, store: Store, cell1: Cell, lookups: list[st
 def test_missing_ones_are_bounded_too(mappings: Mappings) -> None:
     """Who asks for uuids that don't exist can't fill the memory."""
     for uuid in uuids(50):
-        with pytest.raises(InstanceNotMapped):
-            mappings.find(uuid)
+        mappings.find(uuid)
     assert len(mappings._cache) == 3
 
 
@@ -283,10 +288,9 @@ def test_distrust_by_slow_requests(
 
 def test_create(mappings: Mappings, store: Store, cell1: Cell) -> None:
     """An instance that was looked for before it was mapped is found from then on."""
-    with pytest.raises(InstanceNotMapped):
-        mappings.find(UUID)
+    assert not mappings.find(UUID).exists
     mappings.create(UUID, project_id="project", user_id="user")
-    assert mappings.find(UUID).cell_id is None
+    assert mappings.find(UUID).exists
     assert store.get_instance(UUID).user_id == "user"
 
 
@@ -318,8 +322,7 @@ def test_delete(mappings: Mappings, cell1: Cell) -> None:
     mappings.create(UUID, project_id="project", cell=cell1)
     mappings.find(UUID)
     mappings.delete(UUID)
-    with pytest.raises(InstanceNotMapped):
-        mappings.find(UUID)
+    assert not mappings.find(UUID).exists
 
 
 def test_writes_of_what_is_not_there(mappings: Mappings, cell1: Cell) -> None:
@@ -402,10 +405,3 @@ def test_store_that_is_down(tmp_path: Any) -> None:
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 mappings.find(UUID)
-
-
-def test_mapping_of_nothing(clock: Clock) -> None:
-    """A mapping that stands for none says so, and is never kept for longer than it was made."""
-    nothing = Mapping(UUID, None)
-    assert (nothing.exists, nothing.cell_id, nothing.project_id) == (False, None, None)
-    assert nothing.expires_at == clock.now

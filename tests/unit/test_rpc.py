@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which client a context gets, and what of a context travels."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import oslo_messaging
+import pytest
+
+from cellmw.cell import Cell
+from cellmw.context import RequestContext, target
+from cellmw.exceptions import CellHasNoTransport, LeaseClosed, NotTargeted
+from cellmw.lease import Lease
+from cellmw.rpc import ClientRouter, ContextSerializer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from oslo_config import cfg
+
+    from cellmw.handles import Handles
+
+    from .conftest import Queue
+
+TARGET = oslo_messaging.Target(topic="compute", version="2.0")
+DEFAULT = Cell(9, "uuid-9", "default", False, "memory://default/", None)
+
+
+class Serializer(oslo_messaging.NoOpSerializer):
+    """A service's own."""
+
+    def serialize_context(self, ctxt: Any) -> dict[str, Any]:
+        return {"own": True}
+
+
+@pytest.fixture
+def default_transport(conf: cfg.ConfigOpts) -> Iterator[oslo_messaging.Transport]:
+    """The service's own bus."""
+    transport = oslo_messaging.get_rpc_transport(conf, DEFAULT.reveal_transport_url())
+    yield transport
+    transport.cleanup()
+
+
+@pytest.fixture
+def router(default_transport: oslo_messaging.Transport) -> ClientRouter:
+    """A router, made from the client of a service that has a bus of its own."""
+    return ClientRouter(oslo_messaging.get_rpc_client(default_transport, TARGET, timeout=7, retry=2))
+
+
+@pytest.fixture
+def context2(handles2: Handles) -> Iterator[RequestContext]:
+    """A context that is aimed at cell2."""
+    context = RequestContext(overwrite=False)
+    with Lease(handles2) as lease:
+        target(context, lease)
+        yield context
+
+
+def test_targeted(
+    router: ClientRouter,
+    context: RequestContext,
+    context2: RequestContext,
+    queue_of: Callable[[Cell], Queue],
+    cell1: Cell,
+    cell2: Cell,
+) -> None:
+    """What is sent for a targeted context arrives in its own cell, and nowhere else."""
+    queues = {cell.name: queue_of(cell) for cell in (cell1, cell2, DEFAULT)}
+    router.client(context).cast(context, "reboot", host="a")
+    assert queues["cell1"].next()[1]["args"] == {"host": "a"}
+    router.client(context2).cast(context2, "reboot", host="b")
+    assert queues["cell2"].next()[1]["args"] == {"host": "b"}
+    assert all(queue.is_empty for queue in queues.values())
+
+
+@pytest.mark.parametrize("context", [RequestContext(overwrite=False), object(), {}], ids=["ours", "foreign", "dict"])
+def test_never_targeted(router: ClientRouter, queue_of: Callable[[Cell], Queue], context: Any) -> None:
+    """What is sent for a context that was never targeted goes to the service's own bus."""
+    queue = queue_of(DEFAULT)
+    router.client(context).cast({}, "reboot")
+    assert queue.next()[1]["method"] == "reboot"
+
+
+def test_default_client_is_made_once(router: ClientRouter) -> None:
+    """All contexts that were never targeted share one client."""
+    assert router.client(RequestContext(overwrite=False)) is router.client(RequestContext(overwrite=False))
+
+
+def test_no_default() -> None:
+    """Where the service has no bus of its own a context that was never targeted is an error that says so."""
+    with pytest.raises(NotTargeted, match="no message bus of its own"):
+        ClientRouter(None, target=TARGET).client(RequestContext(overwrite=False))
+
+
+def test_targeted_without_a_default(
+    context: RequestContext, queue_of: Callable[[Cell], Queue], cell1: Cell
+) -> None:
+    """A service without a bus of its own reaches cells all the same."""
+    queue = queue_of(cell1)
+    ClientRouter(None, target=TARGET).client(context).cast(context, "reboot")
+    assert queue.next()[1]["version"] == "2.0"
+
+
+@pytest.mark.parametrize(
+    ("with_client", "arguments"),
+    [(False, {}), (True, {"target": TARGET}), (False, {"timeout": 5}), (True, {"timeout": 5})],
+)
+def test_wrong_arguments(
+    default_transport: oslo_messaging.Transport, with_client: bool, arguments: dict[str, Any]
+) -> None:
+    """A router is made from a client, or from a target with options: never from both, nor from none."""
+    client = oslo_messaging.get_rpc_client(default_transport, TARGET) if with_client else None
+    with pytest.raises(TypeError, match="a default client, or None and the target"):
+        ClientRouter(client, **arguments)
+
+
+def test_one_client_for_each_lease(router: ClientRouter, context: RequestContext, handles1: Handles) -> None:
+    """A lease has one client for each router, and no lease has that of another, though on the same cell."""
+    client = router.client(context)
+    assert router.client(context) is client
+    assert ClientRouter(None, target=TARGET).client(context) is not client
+    with Lease(handles1) as other:
+        again = RequestContext(overwrite=False)
+        target(again, other)
+        assert router.client(again) is not client
+
+
+def test_after_the_release(router: ClientRouter, context: RequestContext, lease: Lease) -> None:
+    """After the release neither a kept client nor a new one sends anything, and nothing falls back to the default."""
+    client = router.client(context)
+    prepared = client.prepare(server="host")
+    lease.release()
+    with pytest.raises(LeaseClosed):
+        router.client(context)
+    for late in (client, prepared):
+        with pytest.raises(LeaseClosed):
+            late.cast(context, "reboot")
+
+
+def test_cell_without_a_queue(router: ClientRouter, handles0: Handles, handles1: Handles) -> None:
+    """The client for a cell without a queue can be made; its use is an error."""
+    context = RequestContext(overwrite=False)
+    with Lease(handles0) as lease:
+        target(context, lease)
+        client = router.client(context)
+        with pytest.raises(CellHasNoTransport):
+            client.cast(context, "reboot")
+
+
+def test_foreign_transport(
+    router: ClientRouter, handles2: Handles, queue_of: Callable[[Cell], Queue], cell2: Cell
+) -> None:
+    """A transport that somebody else has put on the context, as Nova does, is used as it is."""
+    context = RequestContext(overwrite=False)
+    context.mq_connection = handles2.transport
+    queue = queue_of(cell2)
+    router.client(context).cast(context, "reboot")
+    assert queue.next()[1]["method"] == "reboot"
+
+
+def test_clients_are_like_the_default(default_transport: oslo_messaging.Transport, context: RequestContext) -> None:
+    """A cell's client has the target, serializer, timeouts, retries and version cap of the default one."""
+    serializer = Serializer()
+    options = {"timeout": 7, "retry": 2, "version_cap": "2.3", "call_monitor_timeout": 3, "serializer": serializer}
+    options["transport_options"] = oslo_messaging.TransportOptions(at_least_once=True)
+    router = ClientRouter(oslo_messaging.get_rpc_client(default_transport, TARGET, **options))
+    for client in (router.client(context), router.client(RequestContext(overwrite=False))):
+        assert client.target == TARGET
+        assert {name: getattr(client, name) for name in options} == options
+
+
+def test_options_without_a_default(context: RequestContext) -> None:
+    """Where there is no default client the same things are given by name."""
+    serializer = Serializer()
+    router = ClientRouter(None, target=TARGET, timeout=7, version_cap="2.3", serializer=serializer)
+    client = router.client(context)
+    assert (client.timeout, client.version_cap, client.serializer) == (7, "2.3", serializer)
+
+
+def test_oslo_messaging_client() -> None:
+    """oslo.messaging's clients take these arguments and keep them by these names: what clients share is complete."""
+    import inspect
+
+    parameters = set(inspect.signature(oslo_messaging.rpc.client.RPCClient.__init__).parameters)
+    assert parameters - {"self", "transport", "target", "_manual_load"} == {
+        "call_monitor_timeout",
+        "retry",
+        "serializer",
+        "timeout",
+        "transport_options",
+        "version_cap",
+    }
+
+
+@pytest.mark.parametrize("serializer", [None, oslo_messaging.NoOpSerializer()], ids=["none", "no-op"])
+def test_serializer_of_ours(
+    default_transport: oslo_messaging.Transport,
+    context: RequestContext,
+    queue_of: Callable[[Cell], Queue],
+    cell1: Cell,
+    serializer: Any,
+) -> None:
+    """Where the service brings no serializer, a context travels as its dict, without its handles."""
+    router = ClientRouter(oslo_messaging.get_rpc_client(default_transport, TARGET, serializer=serializer))
+    queue = queue_of(cell1)
+    router.client(context).cast(context, "reboot")
+    arrived, message = queue.next()
+    assert arrived["project_id"] == "project"
+    assert not {"db_connection", "mq_connection", "cell_uuid"} & arrived.keys()
+    for word in ("View", "Lease", "sqlite", "memory:"):
+        assert word not in f"{arrived} {message}"
+
+
+def test_serializer_of_the_service(
+    default_transport: oslo_messaging.Transport, context: RequestContext, queue_of: Callable[[Cell], Queue], cell1: Cell
+) -> None:
+    """Where the service brings a serializer, that is used."""
+    router = ClientRouter(oslo_messaging.get_rpc_client(default_transport, TARGET, serializer=Serializer()))
+    queue = queue_of(cell1)
+    router.client(context).cast(context, "reboot")
+    assert queue.next()[0]["own"] is True
+
+
+def test_context_round_trip(context: RequestContext) -> None:
+    """Who receives a context gets one that says whose request it is, and that is aimed at no cell."""
+    serializer = ContextSerializer()
+    arrived = serializer.deserialize_context(json.loads(json.dumps(serializer.serialize_context(context))))
+    assert type(arrived) is RequestContext
+    assert (arrived.user_id, arrived.project_id, arrived.roles) == ("user", "project", ["member"])
+    assert (arrived.db_connection, arrived.mq_connection, arrived.cell_uuid) == (None, None, None)
+
+
+def test_context_class_of_the_service(context: RequestContext) -> None:
+    """A service may receive contexts of its own class."""
+
+    class Context(RequestContext):
+        pass
+
+    serializer = ContextSerializer(Context)
+    assert type(serializer.deserialize_context(serializer.serialize_context(context))) is Context
+
+
+def test_dicts_are_contexts_too(context: RequestContext) -> None:
+    """A context that is a dict travels as it is, without handles that somebody has put into it."""
+    values = {"user_id": "user", "db_connection": context.db_connection, "mq_connection": context.mq_connection}
+    assert ContextSerializer().serialize_context(values) == {"user_id": "user"}
+    assert "db_connection" in values
+
+
+def test_handles_that_a_service_puts_into_its_dict(context: RequestContext) -> None:
+    """A service whose to_dict() has everything in it does not send handles either."""
+
+    class Context(RequestContext):
+        def to_dict(self) -> dict[str, Any]:
+            return vars(self).copy()
+
+    mine = Context(overwrite=False)
+    mine.db_connection, mine.mq_connection = context.db_connection, context.mq_connection
+    assert not {"db_connection", "mq_connection"} & ContextSerializer().serialize_context(mine).keys()
+
+
+def test_arguments_pass_as_they_are(context: RequestContext) -> None:
+    """Arguments and results are none of this serializer's business."""
+    entity = {"a": [1]}
+    assert ContextSerializer().serialize_entity(context, entity) is entity
+    assert ContextSerializer().deserialize_entity(context, entity) is entity
+
+
+def test_handle_as_an_argument(router: ClientRouter, context: RequestContext) -> None:
+    """A handle that is passed as an argument is an error, and does not travel."""
+    with pytest.raises((TypeError, ValueError)):
+        router.client(context).cast(context, "reboot", handle=context.db_connection)
