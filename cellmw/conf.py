@@ -67,6 +67,33 @@ words, as in ``/volumes/{instance_uuid}``. A path that no template matches passe
 """,
     ),
     cfg.StrOpt(
+        "instance_header",
+        help="""
+Name of the header that names the instance, for a metadata-style API in whose paths no instance stands:
+``X-Instance-ID``. Where it is set, the header is all that counts and ``routes`` are not looked at; a request without it
+passes through untouched. The header has to be signed with ``instance_header_secret``: a missing or wrong signature is
+answered with a 403, a header that is there twice or is no uuid with a 400. The project that is checked is that of the
+header ``X-Tenant-ID``, for admins as well, and other headers that say who the caller is are not believed.
+""",
+    ),
+    cfg.StrOpt(
+        "instance_header_secret",
+        secret=True,
+        help="""
+The secret that the proxy in front of a metadata-style API signs the instance header with: HMAC-SHA256 of its value, in
+hex, in the header of the same name with ``-Signature`` behind it. In a Nova deployment it is the proxy's
+``metadata_proxy_shared_secret``.
+""",
+    ),
+    cfg.BoolOpt(
+        "trust_header",
+        default=False,
+        help="""
+Whether the instance header is believed without a signature. Set it to true only where nobody but the proxy can reach
+this service: whoever can set the header gets the data of any instance.
+""",
+    ),
+    cfg.StrOpt(
         "unmapped",
         default="404",
         choices=[
@@ -143,6 +170,27 @@ front gives up, so that the client gets an answer that says what happened.
 _SMALLER_FOR_CELLS = {"max_pool_size": 5, "max_overflow": 10, "pool_timeout": 30}
 """A worker holds a pool for every cell that it serves, so each has to be small."""
 
+_REPLICA_OPTS = (
+    cfg.DictOpt(
+        "slave_connections",
+        default={},
+        secret=True,
+        help="""
+Read replicas of the cells' databases: ``NAME:URL`` pairs, separated by commas, with the name or uuid of a cell and a
+SQLAlchemy URL without commas. ``database.reader.async_`` reads from the cell's replica, and from its database where it
+has none. A replica lags behind: use it for what may be a little old.
+""",
+    ),
+    cfg.BoolOpt(
+        "synchronous_reader",
+        default=True,
+        help="""
+Whether ``database.reader`` has to see what ``database.writer`` has committed a moment ago. Set it to false to send all
+readers to the replica of their cell.
+""",
+    ),
+)
+
 _ENGINE_OPTIONS = (
     "connection_debug",
     "connection_parameters",
@@ -163,7 +211,7 @@ def _cell_database_opts() -> list[cfg.Opt]:
     opts = [copy.copy(opt) for opt in oslo_db_options.database_opts if opt.name in _ENGINE_OPTIONS]
     for opt in opts:
         opt.default = _SMALLER_FOR_CELLS.get(opt.name, opt.default)
-    return opts
+    return [*opts, *_REPLICA_OPTS]
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
@@ -198,6 +246,9 @@ class Settings:
     enabled: bool
     context_key: str
     routes: tuple[str, ...]
+    instance_header: str | None
+    instance_header_secret: str | None
+    trust_header: bool
     unmapped: str
     building: str
     project_check: bool

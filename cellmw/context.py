@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 import oslo_context.context
 from oslo_db.sqlalchemy import enginefacade
 
-from cellmw.lease import DatabaseView, TransportView, is_view_of, views
+from cellmw.lease import DatabaseView, TransportView, lease_of, views
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed.wsgi import WSGIEnvironment
+
     from cellmw.lease import Lease
 
 Before = tuple[Any, Any, Any, Any]
@@ -35,6 +39,34 @@ class RequestContext(oslo_context.context.RequestContext):
     cell_uuid: str | None = None
 
 
+class ContextLoan:
+    """A context that was made for a request which brought none. Lives as long as the request; ``end()`` takes it back.
+
+    oslo.context keeps the newest context of each thread, for the log: what was there before is put back, unless the
+    response ends in another thread, which has its own.
+    """
+
+    status = "on loan"  # what the app answers is the trip's to see
+
+    def __init__(self, environ: WSGIEnvironment, key: str, make: Callable[[WSGIEnvironment], RequestContext]) -> None:
+        self._environ = environ
+        self._key = key
+        self._before = oslo_context.context.get_current()
+        self._context = environ[key] = make(environ)
+
+    def end(self) -> None:
+        """Take the context out of the environ and out of oslo.context's memory."""
+        self._environ.pop(self._key, None)
+        if oslo_context.context.get_current() is self._context:
+            if self._before is None:
+                del oslo_context.context._request_store.context
+            else:
+                self._before.update_store()
+
+    def rescue(self, error: Exception) -> None:
+        """Let every error through: what there is to answer, the trip has answered."""
+
+
 def target(context: Any, lease: Lease) -> Before | None:
     """Aim the context at the lease's cell: set ``db_connection``, ``mq_connection`` and ``cell_uuid``.
 
@@ -52,10 +84,10 @@ def target(context: Any, lease: Lease) -> Before | None:
 def untarget(lease: Lease, before: Before) -> None:
     """Bring back the target that was there before, and leave alone whatever the application has put in its place."""
     context, database, transport, cell_uuid = before
-    if is_view_of(context.db_connection, lease):
+    if lease_of(context.db_connection) is lease:
         context.db_connection = database
         context.cell_uuid = cell_uuid
-    if is_view_of(context.mq_connection, lease):
+    if lease_of(context.mq_connection) is lease:
         context.mq_connection = transport
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from oslo_config import cfg
 
+    from cellmw.cell import Cell
+
 
 def store(conf: cfg.ConfigOpts) -> Store:
     """Make the store that ``[api_database] connection`` names; nothing is connected to yet.
@@ -53,9 +55,19 @@ def cells(conf: cfg.ConfigOpts, chosen: options.Settings | None = None) -> Cells
     """
     chosen = chosen or settings(conf)
     api_database = store(conf)
-    engine_options = options.engine_options(conf, options.CELL_DATABASE)
     return Cells(
         api_database,
         Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size),
-        Pool(lambda cell: Handles.open(cell, conf, engine_options)),
+        Pool(lambda cell: _open_handles(cell, conf)),
+    )
+
+
+def _open_handles(cell: Cell, conf: cfg.ConfigOpts) -> Handles:
+    group = conf[options.CELL_DATABASE]
+    return Handles.open(
+        cell,
+        conf,
+        options.engine_options(conf, options.CELL_DATABASE),
+        replica=group.slave_connections.get(cell.name) or group.slave_connections.get(cell.uuid),
+        synchronous_reader=group.synchronous_reader,
     )

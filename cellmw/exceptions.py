@@ -16,6 +16,8 @@
     │   ├── MappingDangling      the instance is mapped to a cell that has no record
     │   ├── HostNotMapped        no mapping for that host
     │   └── HostMapped           the host is mapped already
+    ├── HeaderMalformed          the header that names the instance or its project is there twice, or can't be read
+    ├── HeaderNotSigned          the header that names the instance has no signature, or a wrong one
     ├── CellError                everything that concerns one known cell; carries it as ``.cell``
     │   ├── CellMisconfigured    its URLs are missing or nobody can use them
     │   ├── CellUnavailable      its database or queue gave no answer
@@ -125,6 +127,22 @@ class HostMapped(StoreError):
     def __init__(self, host: str) -> None:
         super().__init__(f"host {host!r} is mapped already")
         self.host = host
+
+
+class HeaderMalformed(CellmwError):
+    """A header that names the instance or its project is missing, is there more than once, or can't be read."""
+
+    def __init__(self, header: str) -> None:
+        super().__init__(f"header {header} has to be there once, with one value of the right form")
+        self.header = header
+
+
+class HeaderNotSigned(CellmwError):
+    """The header that names the instance has no signature, or a wrong one."""
+
+    def __init__(self, header: str) -> None:
+        super().__init__(f"header {header} has no valid signature")
+        self.header = header
 
 
 class CellError(CellmwError):

@@ -23,15 +23,26 @@ LOG = logging.getLogger(__name__)
 RETRY_AFTER = 5
 """Seconds after which a client may try again what a 503 refused."""
 
-_NAMES = {404: "itemNotFound", 409: "conflictingRequest", 500: "computeFault", 503: "serviceUnavailable"}
+_NAMES = {
+    400: "badRequest",
+    403: "forbidden",
+    404: "itemNotFound",
+    409: "conflictingRequest",
+    500: "computeFault",
+    503: "serviceUnavailable",
+}
 
 _NOT_FOUND = (webob.exc.HTTPNotFound, "Instance {uuid} could not be found.")
+_BAD_HEADER = (webob.exc.HTTPBadRequest, "The headers that say which instance this is can't be read.")
+_FORGED = (webob.exc.HTTPForbidden, "The header that says which instance this is has no valid signature.")
 _BUILDING = (webob.exc.HTTPConflict, "The instance is still being built.")
 _NO_QUEUE = (webob.exc.HTTPConflict, "The instance never reached a host, so this can't be done to it.")
 _TRY_LATER = (webob.exc.HTTPServiceUnavailable, "The service for this instance is not available at the moment.")
 _BROKEN = (webob.exc.HTTPInternalServerError, "The request could not be routed: tell the operator.")
 
 _ANSWERS: dict[type[Exception], tuple[type[webob.exc.WSGIHTTPException], str]] = {
+    exceptions.HeaderMalformed: _BAD_HEADER,
+    exceptions.HeaderNotSigned: _FORGED,
     exceptions.InstanceNotMapped: _NOT_FOUND,
     exceptions.InstanceBuilding: _BUILDING,
     exceptions.CellHasNoTransport: _NO_QUEUE,

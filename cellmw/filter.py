@@ -14,13 +14,15 @@ In the environ it reads PATH_INFO and the context under ``context_key``, and set
 ``cellmw.target``
     a :class:`cellmw.trip.Trip`, for every request whose path names an instance, as long as its trip lasts
 ``cellmw.context``
-    a :class:`cellmw.context.RequestContext`, only where that is the ``context_key`` and none was there
+    a :class:`cellmw.context.RequestContext`, only where that is the ``context_key`` and none was there, for as long
 
 It is for WSGI servers with native threads, not for ASGI or eventlet.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from oslo_middleware.base import ConfigurableMiddleware
 from cellmw import conf as options
 from cellmw import deploy
 from cellmw.body import Body
-from cellmw.context import RequestContext, copy_context
+from cellmw.context import ContextLoan, RequestContext, copy_context
 from cellmw.exceptions import (
     CellmwError,
     CellNotFound,
@@ -39,6 +41,7 @@ from cellmw.exceptions import (
     MappingDangling,
 )
 from cellmw.faults import fault
+from cellmw.headers import InstanceHeader
 from cellmw.routes import Routes
 from cellmw.trip import TARGET_KEY, Trip
 
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 
     from cellmw.cells import Cells
     from cellmw.mapping import Mapping
+
+LOG = logging.getLogger(__name__)
 
 CELLS_KEY = "cellmw.cells"
 """Environ key of the cells."""
@@ -73,11 +78,13 @@ class CellFilter(ConfigurableMiddleware):
         :raises ConfigError: if an option is unknown or has a value that it does not take
         """
         super().__init__(application, conf)
+        _warn_of_eventlet()
         self.application: WSGIApplication = application
         overrides = {key: value for key, value in self.conf.items() if key not in _PASTE_KEYS}
         settings = deploy.settings(self.oslo_conf, overrides)
         self._enabled = settings.enabled
-        self._match = Routes(settings.routes).match
+        self._header = _instance_header(settings)
+        self._instance_uuid = (self._header or Routes(settings.routes)).instance_uuid
         self._context_key = settings.context_key
         self._request_timeout = settings.request_timeout
         self._project_check = settings.project_check
@@ -98,19 +105,20 @@ class CellFilter(ConfigurableMiddleware):
         if not self._enabled:
             return self.application(environ, start_response)
         environ[CELLS_KEY] = self.cells
-        instance_uuid = self._match(environ.get("PATH_INFO", ""))
-        if instance_uuid is None:
+        try:
+            instance_uuid = self._instance_uuid(environ)
+        except CellmwError as error:
+            return self.answer(error, environ)(environ, start_response)
+        if instance_uuid is None or (TARGET_KEY in environ and environ[TARGET_KEY].instance_uuid == instance_uuid):
             return self.application(environ, start_response)
-        if TARGET_KEY in environ:
-            if environ[TARGET_KEY].instance_uuid == instance_uuid:
-                return self.application(environ, start_response)
-            environ = self._set_apart(environ)
+        if environ.get(self._context_key) is None:
+            return self._lend_context(environ, start_response)
         try:
             trip = self._depart(instance_uuid, environ, start_response)
         except CellmwError as error:
             return self.answer(error, environ)(environ, start_response)
         try:
-            body = self.application(environ, trip.start_response)
+            body = self.application(trip.environ, trip.start_response)
             if type(body) is not list and type(body) is not tuple:
                 return Body.around(body, trip)
         except BaseException as error:
@@ -136,10 +144,12 @@ class CellFilter(ConfigurableMiddleware):
 
     def _depart(self, instance_uuid: str, environ: WSGIEnvironment, start_response: StartResponse) -> Trip:
         deadline = monotonic() + self._request_timeout
-        context = environ.get(self._context_key) or self._make_context(environ)
+        if TARGET_KEY in environ:
+            environ = self._set_apart(environ)
+        context = environ[self._context_key]
         mapping = self.cells.mappings.find(instance_uuid, deadline)
-        if mapping.project_id != context.project_id:
-            self._check_project(mapping, context)
+        if self._header is not None or mapping.project_id != context.project_id:
+            self._check_project(mapping, context, environ)
         if mapping.cell_id is None:
             self._check_state(mapping)
         try:
@@ -148,24 +158,49 @@ class CellFilter(ConfigurableMiddleware):
             raise MappingDangling(instance_uuid, mapping.cell_id) from missing
         return Trip(mapping, lease, deadline, environ, context, start_response, self)
 
+    def _set_apart(self, environ: WSGIEnvironment) -> WSGIEnvironment:
+        """Give a request for one instance that is made within one for another an environ and a context of its own."""
+        return environ | {self._context_key: copy_context(environ[self._context_key])}
+
+    def _lend_context(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve a request that has no context with one that is made for it, and taken back at its end."""
+        try:
+            loan = ContextLoan(environ, self._context_key, self._make_context)
+        except CellmwError as error:
+            return self.answer(error, environ)(environ, start_response)
+        try:
+            body = self(environ, start_response)
+            if type(body) is not list and type(body) is not tuple:
+                return Body.around(body, loan)
+        except BaseException:
+            loan.end()
+            raise
+        loan.end()
+        return body
+
     def _make_context(self, environ: WSGIEnvironment) -> RequestContext:
         if self._context_key != options.DEFAULT_CONTEXT_KEY:
             raise ConfigError(
                 f"no {self._context_key} in the environ: put cells behind the filter that makes the context"
             )
-        context = environ[self._context_key] = RequestContext.from_environ(environ)
-        return context
+        if self._header is None:
+            return RequestContext.from_environ(environ)
+        # all other headers come from inside the instance
+        return RequestContext(
+            project_id=self._header.project_id(environ) if self._project_check else None,
+            request_id=environ.get("openstack.request_id"),
+            global_request_id=environ.get("openstack.global_request_id"),
+        )
 
-    def _set_apart(self, environ: WSGIEnvironment) -> WSGIEnvironment:
-        """Give a request for one instance that is made within one for another an environ and a context of its own."""
-        apart = environ.copy()
-        if self._context_key in apart:
-            apart[self._context_key] = copy_context(apart[self._context_key])
-        return apart
-
-    def _check_project(self, mapping: Mapping, context: Any) -> None:
+    def _check_project(self, mapping: Mapping, context: Any, environ: WSGIEnvironment) -> None:
         """Raise what there is to raise where the instance is not the caller's."""
-        if self._project_check and mapping.exists and not self._is_admin(context):
+        if not self._project_check or not mapping.exists:
+            return
+        if self._header is None:
+            allowed = self._is_admin(context)
+        else:
+            allowed = self._header.project_id(environ) == mapping.project_id
+        if not allowed:
             raise InstanceNotMapped(mapping.instance_uuid)
 
     def _check_state(self, mapping: Mapping) -> None:
@@ -178,3 +213,19 @@ class CellFilter(ConfigurableMiddleware):
 
     def _is_admin(self, context: Any) -> bool:
         return bool(context.is_admin) or not self._admin_roles.isdisjoint(context.roles)
+
+
+def _instance_header(settings: options.Settings) -> InstanceHeader | None:
+    if settings.instance_header is None:
+        return None
+    return InstanceHeader(settings.instance_header, settings.instance_header_secret, trusted=settings.trust_header)
+
+
+def _warn_of_eventlet() -> None:
+    """Warn where eventlet has replaced the threads that leases and deadlines are made for."""
+    patcher = sys.modules.get("eventlet.patcher")
+    if patcher is not None and patcher.is_monkey_patched("thread"):
+        LOG.warning(
+            "eventlet has patched this process, where cellmw needs native threads: run the service under a WSGI server "
+            "with threads, without eventlet.monkey_patch() (for Nova: OS_NOVA_DISABLE_EVENTLET_PATCHING=true)"
+        )

@@ -42,33 +42,56 @@ class Handles:
     :ivar cell: whose they are
     :ivar conf: the options that the transport and its clients go by
     :ivar transport: None for a cell that has no message queue
-    :ivar engine: for reading; the writers' sessions use the same pool of connections
+    :ivar engine: the database's; readers and writers use the same pool of connections
+    :ivar replica: the engine of the database's read replica, or of the database itself where it has none
     """
 
     def __init__(
-        self, cell: Cell, conf: cfg.ConfigOpts, transport: oslo_messaging.Transport | None, engine: Engine
+        self,
+        cell: Cell,
+        conf: cfg.ConfigOpts,
+        transport: oslo_messaging.Transport | None,
+        engine: Engine,
+        replica: Engine | None = None,
+        *,
+        synchronous_reader: bool = True,
     ) -> None:
         self.cell = cell
         self.conf = conf
         self.transport = transport
         self.engine = engine
+        self.replica = engine if replica is None else replica
+        self.synchronous_reader = synchronous_reader
         self.reader_maker = _session_maker(engine)
+        self.async_reader_maker = _session_maker(self.replica)
         self.writer_maker = _session_maker(engine.execution_options(**WRITER))
         self.leases: set[int] = set()
-        self._closing = [self._close_transport, engine.dispose]
+        self._closing = [self._close_transport, engine.dispose, self.replica.dispose]
 
     @classmethod
-    def open(cls, cell: Cell, conf: cfg.ConfigOpts, engine_options: Mapping[str, Any]) -> Handles:
+    def open(
+        cls,
+        cell: Cell,
+        conf: cfg.ConfigOpts,
+        engine_options: Mapping[str, Any],
+        *,
+        replica: str | None = None,
+        synchronous_reader: bool = True,
+    ) -> Handles:
         """Open the handles of this cell, which connects to nothing yet.
 
         :param engine_options: keyword arguments of ``oslo_db.sqlalchemy.engines.create_engine``
+        :param replica: the URL of the database's read replica
+        :param synchronous_reader: whether readers that don't say ``async_`` keep to the database itself
         :raises CellMisconfigured: if one of its URLs is missing, malformed or names a driver that isn't installed
         """
         try:
             engine = make_engine(cell.reveal_database_connection(), engine_options, pre_ping=True)
+            follower = None if replica is None else make_engine(replica, engine_options, pre_ping=True)
         except ConfigError as wrong:
             raise CellMisconfigured(cell, str(wrong)) from None
-        return cls(cell, conf, _open_transport(cell, conf), engine)
+        transport = _open_transport(cell, conf)
+        return cls(cell, conf, transport, engine, follower, synchronous_reader=synchronous_reader)
 
     def close(self) -> None:
         """Close the transport and the database's pool, once; one failing close is logged and never skips the other."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import oslo_messaging
 from oslo_db.sqlalchemy import enginefacade
 
-from cellmw.engines import WRITER
 from cellmw.exceptions import CellHasNoTransport, LeaseClosed
 
 if TYPE_CHECKING:
@@ -38,12 +37,16 @@ class Lease:
     """A claim on the open handles of a cell. Lives as long as one request, or one ``cells.target()`` block.
 
     ``release()`` ends it exactly once, from whichever thread comes first.
+
+    :ivar cell: whose handles they are
+    :ivar instance_uuid: the instance that the request is for; empty outside a request
     """
 
-    __slots__ = ("_clients", "_handles", "_sessions", "cell")
+    __slots__ = ("_clients", "_handles", "_sessions", "cell", "instance_uuid")
 
     def __init__(self, handles: Handles) -> None:
         self.cell: Cell = handles.cell
+        self.instance_uuid = ""
         self._handles: Handles | None = handles
         self._clients: dict[object, oslo_messaging.RPCClient] | None = None
         self._sessions: weakref.WeakKeyDictionary[Any, int] | None = None
@@ -215,28 +218,37 @@ class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type
         # not super().__init__(): nothing of what it prepares is for handles that are open already
         self._lease = lease
 
-    def get_reader_engine(self) -> Engine:
+    def get_writer_engine(self) -> Engine:
         return self._lease.handles.engine
 
-    get_writer_engine = get_reader_engine
-
-    def get_reader_maker(self) -> sessionmaker[Session]:
-        return self._lease.handles.reader_maker
+    def get_reader_engine(self) -> Engine:
+        return self._lease.handles.replica
 
     def get_writer_maker(self) -> sessionmaker[Session]:
         return self._lease.handles.writer_maker
 
+    def get_reader_maker(self) -> sessionmaker[Session]:
+        return self._lease.handles.async_reader_maker
+
     def _create_session(self, mode: object, bind: Connection | None = None) -> Session:
-        maker = self.get_writer_maker() if mode is enginefacade._WRITER else self.get_reader_maker()
+        maker = self._maker(mode)
         session = maker() if bind is None else maker(bind=bind)
         self._lease.register(session)
         return session
 
     def _create_connection(self, mode: object) -> Connection:
-        engine = self._lease.handles.engine
-        connection = (engine.execution_options(**WRITER) if mode is enginefacade._WRITER else engine).connect()
+        engine: Engine = self._maker(mode).kw["bind"]
+        connection = engine.connect()
         self._lease.register(connection)
         return connection
+
+    def _maker(self, mode: object) -> sessionmaker[Session]:
+        handles = self._lease.handles
+        if mode is enginefacade._WRITER:
+            return handles.writer_maker
+        if mode is enginefacade._READER and handles.synchronous_reader:
+            return handles.reader_maker
+        return handles.async_reader_maker
 
 
 def views(lease: Lease) -> tuple[DatabaseView, TransportView]:
@@ -248,7 +260,9 @@ def views(lease: Lease) -> tuple[DatabaseView, TransportView]:
     return database, transport
 
 
-def is_view_of(handle: object, lease: Lease) -> bool:
-    """Whether this is a view that was made under this lease, and not what somebody else has put in its place."""
-    # a view with modifiers has no lease of its own: somebody has put it there
-    return isinstance(handle, (DatabaseView, TransportView)) and getattr(handle, "_lease", None) is lease
+def lease_of(handle: object) -> Lease | None:
+    """Return the lease that this view was made under, None where it is no view of ours.
+
+    A view with modifiers is none either: somebody has put it in the place of ours.
+    """
+    return getattr(handle, "_lease", None) if isinstance(handle, (DatabaseView, TransportView)) else None

@@ -14,6 +14,8 @@ from cellmw.exceptions import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from _typeshed.wsgi import WSGIEnvironment
+
 _UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _VERSION = r"v[0-9]+(?:\.[0-9]+)?"
 _ANY_SEGMENT = "[^/]+"
@@ -36,11 +38,9 @@ class Routes:
         # one pattern for all of them: a path that names no instance is the common case, and is done after one match
         self._match = re.compile(rf"(?:{'|'.join(map(_prefix_pattern, templates))})/({_UUID})(?=/|\Z)").match
 
-    def match(self, path: str) -> str | None:
-        """Return the uuid that this PATH_INFO names, in lower case, or None.
-
-        :param path: as WSGI has it: the path's bytes, decoded as latin-1
-        """
+    def instance_uuid(self, environ: WSGIEnvironment) -> str | None:
+        """Return the uuid that the request's PATH_INFO names, in lower case, or None."""
+        path = environ.get("PATH_INFO", "")
         found = self._match(path)
         if found is None or not (path.isascii() or _is_utf8(path)):
             return None
@@ -69,6 +69,7 @@ def _segment_pattern(segment: str, template: str) -> str:
 
 
 def _is_utf8(path: str) -> bool:
+    """Tell whether the path's bytes, which WSGI hands over decoded as latin-1, are UTF-8."""
     try:
         path.encode("latin-1").decode()
     except UnicodeError:

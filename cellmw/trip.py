@@ -47,6 +47,7 @@ class Trip:
     The app finds it in its environ, and may read:
 
     :ivar deadline: the moment by which the request has to be done waiting, on the clock of ``time.monotonic()``
+    :ivar environ: the one that the app gets
     :ivar status: the status line that the app has answered, empty before that
 
     and the properties. ``end()`` undoes what was done for the request; the filter sees to it that this happens once.
@@ -54,12 +55,12 @@ class Trip:
 
     __slots__ = (
         "_before",
-        "_environ",
         "_filter",
         "_lease",
         "_mapping",
         "_start_response",
         "deadline",
+        "environ",
         "status",
     )
 
@@ -77,16 +78,18 @@ class Trip:
         self._mapping = mapping
         self._lease = lease
         self.deadline = deadline
-        self._environ = environ
+        self.environ = environ
         self._start_response = start_response
         self._filter = departed_from
         self.status = ""
-        try:
-            self._before = None if lease is None else target(context, lease)
-        except BaseException:
-            if lease is not None:
+        self._before = None
+        if lease is not None:
+            lease.instance_uuid = mapping.instance_uuid
+            try:
+                self._before = target(context, lease)
+            except BaseException:
                 lease.release()
-            raise
+                raise
         environ[TARGET_KEY] = self
 
     @property
@@ -140,7 +143,7 @@ class Trip:
             if lease is not None and self._before is not None:
                 untarget(lease, self._before)
         finally:
-            self._environ.pop(TARGET_KEY, None)
+            self.environ.pop(TARGET_KEY, None)
             if lease is not None:
                 lease.release()
 
@@ -151,7 +154,7 @@ class Trip:
         """
         if self.status or not isinstance(error, ESCAPED):
             return None
-        return self._filter.answer(error, self._environ)(self._environ, self._start_response)
+        return self._filter.answer(error, self.environ)(self.environ, self._start_response)
 
     def __repr__(self) -> str:
         return f"<Trip instance={self.instance_uuid} cell={self.cell} {self.state}>"

@@ -262,10 +262,13 @@ class Endpoint:
 class Workers:
     """A worker on the queue of each cell. Lives as long as the fixture."""
 
-    def __init__(self, cells: Iterable[str]) -> None:
-        """Listen on the cells' queues."""
+    def __init__(self, queues: dict[str, str]) -> None:
+        """Listen.
+
+        :param queues: the cells' names, and their transport URLs
+        """
         self._seen: queue.SimpleQueue[tuple[str, str, Any]] = queue.SimpleQueue()
-        self._transports = [oslo_messaging.get_rpc_transport(cfg.CONF, f"memory://{cell}/") for cell in cells]
+        self._transports = [oslo_messaging.get_rpc_transport(cfg.CONF, url) for url in queues.values()]
         self._servers = [
             oslo_messaging.get_rpc_server(
                 transport,
@@ -273,7 +276,7 @@ class Workers:
                 [Endpoint(cell, self._seen)],
                 serializer=rpc.ContextSerializer(),
             )
-            for cell, transport in zip(cells, self._transports, strict=True)
+            for cell, transport in zip(queues, self._transports, strict=True)
         ]
         for server in self._servers:
             server.start()
@@ -296,7 +299,7 @@ class Workers:
 @pytest.fixture
 def workers(deployment: Deployment) -> Iterator[Workers]:
     """A worker in cell1 and one in cell2. A message that the test does not take is a failure."""
-    with closing(Workers(["cell1", "cell2"])) as workers:
+    with closing(Workers({cell: f"memory://{cell}/" for cell in ("cell1", "cell2")})) as workers:
         yield workers
 
 
@@ -304,7 +307,7 @@ class Api:
     """What an app of these tests does with its context. Lives as long as the test; it names no cell."""
 
     def __init__(self) -> None:
-        self.router = rpc.ClientRouter(None, target=TOPIC)
+        self.router = rpc.ClientRouter(None, target=TOPIC, timeout=PATIENCE, retry=1)
 
     def database(self, context: Any) -> str:
         """Ask the database that the context is aimed at which cell it is."""

@@ -377,6 +377,25 @@ def test_cells_of_the_first_filter(
     assert request.environ["cellmw.cells"] is outer.cells
 
 
+def test_request_within_a_request(
+    deployment: Deployment, exchange: type[Exchange], make_filter: Callable[..., CellFilter], api: Api
+) -> None:
+    """A request for another instance that the app makes through the same pipeline goes to that one's own cell."""
+    other = deployment.map("cell2")
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        context = environ["cellmw.context"]
+        within = []
+        if other not in environ["PATH_INFO"]:
+            within = list(cell_filter(environ | {"PATH_INFO": f"/servers/{other}"}, lambda *_: None))
+        start_response("200 OK", TEXT)
+        return [api.database(context).encode(), *within, api.database(context).encode()]
+
+    cell_filter = make_filter(app)
+    request = exchange(f"/servers/{deployment.map('cell1')}").send(cell_filter)
+    assert request.body == [b"cell1", b"cell2", b"cell2", b"cell1"]
+
+
 def test_head(journey: Journey, stream: WSGIApplication) -> None:
     """The answer to a HEAD, which has no body, ends the trip when it is closed."""
     journey.exchange.environ["REQUEST_METHOD"] = "HEAD"

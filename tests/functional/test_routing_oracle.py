@@ -147,7 +147,7 @@ class Client:
 @pytest.fixture
 def workers(mapped: dict[str, str]) -> Iterator[Workers]:
     """A worker on each cell's queue. A message that the test does not take is a failure."""
-    with closing(Workers(CELLS)) as workers:
+    with closing(Workers({cell: f"memory://{cell}/" for cell in CELLS})) as workers:
         yield workers
 
 

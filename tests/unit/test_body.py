@@ -114,14 +114,7 @@ def test_closed_twice(events: list[str], status: str) -> None:
     assert events == ["close", "end"]
 
 
-@pytest.mark.parametrize(
-    "status",
-    [
-        "200 OK",
-        pytest.param("", marks=pytest.mark.xfail(strict=True, reason="yield from closes what it iterates as well")),
-    ],
-    ids=["started", "not started"],
-)
+@OWNERS
 def test_app_is_closed_once(events: list[str], status: str) -> None:
     """The app's close() is called once, whenever and however far the body was read."""
     body = Body.around(AppBody(events), Owner(events, status))

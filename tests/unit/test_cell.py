@@ -31,27 +31,26 @@ def cell(**changes: Any) -> Cell:
     return Cell(**values | {"transport_url": TRANSPORT, "database_connection": DATABASE} | changes)
 
 
-@pytest.mark.parametrize(
-    "show",
-    [
-        repr,
-        str,
-        format,
-        pprint.pformat,
-        dataclasses.asdict,
-        dataclasses.astuple,
-        dataclasses.fields,
-        hash,
-        pickle.dumps,
-        lambda cell: pickle.dumps(cell, protocol=0),
-        lambda cell: cell.__getstate__(),
-        lambda cell: json.dumps(dataclasses.asdict(cell)),
-        lambda cell: jsonutils.dumps({"cell": cell}, default=lambda value: jsonutils.to_primitive(value, fallback=str)),
-        lambda cell: jsonutils.to_primitive(cell, fallback=repr),
-        lambda cell: [getattr(cell, field.name) for field in dataclasses.fields(cell)],
-    ],
-    ids=str,
-)
+SHOWN: dict[str, Callable[[Any], object]] = {
+    "repr": repr,
+    "str": str,
+    "format": format,
+    "pformat": pprint.pformat,
+    "asdict": dataclasses.asdict,
+    "astuple": dataclasses.astuple,
+    "fields": dataclasses.fields,
+    "values of the fields": lambda cell: [getattr(cell, field.name) for field in dataclasses.fields(cell)],
+    "hash": hash,
+    "pickle": pickle.dumps,
+    "oldest pickle": lambda cell: pickle.dumps(cell, protocol=0),
+    "state": lambda cell: cell.__getstate__(),
+    "json of asdict": lambda cell: json.dumps(dataclasses.asdict(cell)),
+    "oslo's json": lambda cell: jsonutils.dumps(cell, default=lambda value: jsonutils.to_primitive(value, fallback=str)),
+    "to_primitive": lambda cell: jsonutils.to_primitive(cell, fallback=repr),
+}
+
+
+@pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN.keys())
 def test_urls_are_not_shown(show: Callable[[Cell], object]) -> None:
     """Nothing that shows, copies or serializes a cell gives its URLs, nor any part of them."""
     shown = show(CELL)

@@ -247,7 +247,6 @@ def no_handles(cell: Cell) -> Handles:
     raise NotImplementedError
 
 
-@pytest.mark.xfail(strict=True, reason="older records replace newer ones before get() looks into them", raises=CellNotFound)
 def test_late_answer_does_not_hide_a_new_cell(store: Store, cell1: Cell, new_cell: Callable[..., Cell]) -> None:
     """A cell that was just read is found, though another thread comes back with older records at that moment."""
     slow = SlowStore(store)

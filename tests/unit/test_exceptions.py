@@ -86,6 +86,13 @@ def test_cell_without_a_name() -> None:
             {"instance_uuid": "i", "cell_id": 9},
             "instance i is mapped to cell id 9, which has no record",
         ),
+        (
+            exceptions.HeaderMalformed("X-Id"),
+            {"header": "X-Id"},
+            "header X-Id has to be there once, with one value of the right form",
+        ),
+        (exceptions.HeaderNotSigned("X-Id"), {"header": "X-Id"}, "header X-Id has no valid signature"),
+        (exceptions.CellsClosed(), {}, "the cells have been closed: nothing can be leased any more"),
         (exceptions.HostNotMapped("h"), {"host": "h"}, "host 'h' has no mapping"),
         (exceptions.HostMapped("h"), {"host": "h"}, "host 'h' is mapped already"),
         (

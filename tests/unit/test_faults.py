@@ -21,6 +21,18 @@ CELL = Cell(3, "uuid-3", "cell3", False, f"rabbit://u:{SECRET}@h/", f"mysql+pymy
 
 ANSWERS: list[tuple[Exception, int, str, str]] = [
     (exceptions.InstanceNotMapped(UUID), 404, "itemNotFound", f"Instance {UUID} could not be found."),
+    (
+        exceptions.HeaderMalformed("X-Instance-ID"),
+        400,
+        "badRequest",
+        "The headers that say which instance this is can't be read.",
+    ),
+    (
+        exceptions.HeaderNotSigned("X-Instance-ID"),
+        403,
+        "forbidden",
+        "The header that says which instance this is has no valid signature.",
+    ),
     (exceptions.InstanceBuilding(UUID), 409, "conflictingRequest", "The instance is still being built."),
     (
         exceptions.CellHasNoTransport(CELL),
@@ -160,7 +172,7 @@ def test_every_error_has_an_answer(error: type[exceptions.CellmwError]) -> None:
     instance = error.__new__(error, "message")
     Exception.__init__(instance, "message")
     (body,) = json.loads(ask(instance).body).values()
-    assert body["code"] in (404, 409, 500, 503)
+    assert body["code"] in (400, 403, 404, 409, 500, 503)
 
 
 @pytest.mark.xfail(strict=True, reason="the answer is looked up by the exact type: a subclass is a 500")

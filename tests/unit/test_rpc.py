@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 from cellmw.cell import Cell
 from cellmw.context import RequestContext, target
 from cellmw.exceptions import CellHasNoTransport, LeaseClosed, NotTargeted
+from cellmw.handles import Handles
 from cellmw.lease import Lease
 from cellmw.rpc import ClientRouter, ContextSerializer
 
@@ -20,12 +22,10 @@ if TYPE_CHECKING:
 
     from oslo_config import cfg
 
-    from cellmw.handles import Handles
-
     from .conftest import Queue
 
 TARGET = oslo_messaging.Target(topic="compute", version="2.0")
-DEFAULT = Cell(9, "uuid-9", "default", False, "memory://default/", None)
+DEFAULT = Cell(9, "uuid-9", "default", False, "memory://default/", "sqlite://")
 
 
 class Serializer(oslo_messaging.NoOpSerializer):
@@ -38,9 +38,9 @@ class Serializer(oslo_messaging.NoOpSerializer):
 @pytest.fixture
 def default_transport(conf: cfg.ConfigOpts) -> Iterator[oslo_messaging.Transport]:
     """The service's own bus."""
-    transport = oslo_messaging.get_rpc_transport(conf, DEFAULT.reveal_transport_url())
-    yield transport
-    transport.cleanup()
+    handles = Handles.open(DEFAULT, conf, {})
+    yield handles.transport
+    handles.close()
 
 
 @pytest.fixture
@@ -181,8 +181,6 @@ def test_options_without_a_default(context: RequestContext) -> None:
 
 def test_oslo_messaging_client() -> None:
     """oslo.messaging's clients take these arguments and keep them by these names: what clients share is complete."""
-    import inspect
-
     parameters = set(inspect.signature(oslo_messaging.rpc.client.RPCClient.__init__).parameters)
     assert parameters - {"self", "transport", "target", "_manual_load"} == {
         "call_monitor_timeout",
