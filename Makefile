@@ -10,13 +10,22 @@ REQUIREMENTS := setup.cfg setup.py pyproject.toml requirements.txt
 
 .PHONY: help
 help:
-	@echo "make demo    run the demo: two cells, real HTTP requests, a table of what went where"
-	@echo "make serve   leave the demo running, for curl"
-	@echo "make test    run the tests; those that need a server skip where it does not answer"
-	@echo "make check   run the linters, the type checker, the layers contract and the docs build"
-	@echo "make bench   measure what a request costs"
-	@echo "make docs    build the manual into doc/build/html"
-	@echo "make clean   remove the environment and everything that was built"
+	@echo "make demo                run the demo: two cells, real HTTP requests, a table of what went where"
+	@echo "make serve               leave the demo running, for curl"
+	@echo "make test                run the tests; those that need a server skip where it does not answer"
+	@echo "make check               run all that a change has to pass besides the tests and the demo:"
+	@echo "  make lint                ruff: mistakes, form, and the licence on top of each file"
+	@echo "  make types               mypy, in its strict mode"
+	@echo "  make layers              no module imports from its own layer or from above"
+	@echo "  make check-sample        the sample configuration file has the options of the code"
+	@echo "  make check-releasenotes  the release notes can be read"
+	@echo "  make package             build an sdist and a wheel into dist, and see that they are complete"
+	@echo "  make docs                build the manual into doc/build/html; a warning is an error"
+	@echo "make format              let ruff give the code its form"
+	@echo "make sample              write etc/cellmw/cellmw.conf.sample anew, from the options of the code"
+	@echo "make releasenotes        print the release notes"
+	@echo "make bench               measure what a request costs"
+	@echo "make clean               remove the environment and everything that was built"
 
 # The file is written last, so an installation that failed half-way is done again.
 $(STAMP): $(REQUIREMENTS)
@@ -24,7 +33,7 @@ $(STAMP): $(REQUIREMENTS)
 		{ echo "$(PYTHON) is older than Python 3.11: try make PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
-	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,test,check,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,test,check,docs]'
 	@touch $@
 
 .PHONY: demo
@@ -40,15 +49,50 @@ test: $(STAMP)
 	$(BIN)/python -m pytest tests
 
 .PHONY: check
-check: $(STAMP) docs
+check: lint types layers check-sample check-releasenotes package docs
+
+.PHONY: lint
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(STAMP)
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: $(STAMP)
 	$(BIN)/mypy
+
+.PHONY: layers
+layers: $(STAMP)
 	$(BIN)/lint-imports
+
+.PHONY: check-sample
+check-sample: $(STAMP)
+	$(BIN)/python tools/check_sample.py
+
+.PHONY: sample
+sample: $(STAMP)
+	$(BIN)/oslo-config-generator --config-file etc/cellmw/cellmw-config-generator.conf \
+		--output-file etc/cellmw/cellmw.conf.sample
+
+.PHONY: package
+package: $(STAMP)
+	$(BIN)/python tools/check_package.py
+
+.PHONY: check-releasenotes
+check-releasenotes: $(STAMP)
+	$(BIN)/reno --quiet lint || \
+		{ echo "If this is a shallow clone: reno needs the whole history, git fetch --unshallow" >&2; exit 1; }
+
+.PHONY: releasenotes
+releasenotes: check-releasenotes
+	$(BIN)/reno --quiet report
 
 .PHONY: docs
 docs: $(STAMP)
-	$(BIN)/python -m sphinx -W --keep-going -q -b html doc/source doc/build/html
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html doc/source doc/build/html
 
 .PHONY: bench
 bench: $(STAMP)
@@ -56,4 +100,5 @@ bench: $(STAMP)
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) doc/build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .tox dist build doc/build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -f AUTHORS ChangeLog RELEASENOTES.rst releasenotes/notes/reno.cache

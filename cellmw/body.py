@@ -66,13 +66,16 @@ class Body(itertools.chain[bytes]):
         owner = self._owner
         if owner is not None:
             owner.end()
-            warnings.warn("a response body was never closed by the server", ResourceWarning, source=self, stacklevel=2)
+            if not isinstance(self._body, Body):  # which says so itself
+                warnings.warn(
+                    "a response body was never closed by the server", ResourceWarning, source=self, stacklevel=2
+                )
 
 
 def _rescued(body: Iterable[bytes], owner: Owner) -> Iterator[bytes]:
     """Yield the chunks of an app that has yet to call start_response, as a generator does with its first chunk."""
-    iterator = iter(body)
     try:
+        iterator = iter(body)
         first = next(iterator)
     except StopIteration:
         return

@@ -7,7 +7,7 @@ Who makes one is deploy.py; who calls it, for a request, is filter.py.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cellmw.context import copy_context, target
 from cellmw.exceptions import CellNotFound, InstanceNotMapped
@@ -67,13 +67,15 @@ class Cells:
         :raises StoreUnavailable: if it is not in the cache and the API database does not answer
         :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
         """
-        mapping = self.mappings.find(instance_uuid, deadline)
+        mapping = self.mappings.find(instance_uuid.lower(), deadline)
         if not mapping.exists:
             raise InstanceNotMapped(instance_uuid)
         return mapping
 
-    def lease(self, cell_id: int, deadline: Deadline | None = None) -> Lease:
+    def lease(self, cell_id: int, deadline: Deadline | None = None, instance_uuid: str = "") -> Lease:
         """Lease the handles of the cell with this id, which are opened if they aren't open yet.
+
+        :param instance_uuid: the instance that it is for, for the log
 
         Whoever calls this has to see to the release; everybody but the filter is better served by :meth:`target`.
 
@@ -84,7 +86,7 @@ class Cells:
         handles = self._open_handles.get(cell_id)
         if handles is None:
             handles = self._pool.open(self.get(cell_id), deadline)
-        return Lease(handles)
+        return Lease(handles, instance_uuid)
 
     @contextlib.contextmanager
     def target(self, context: Any, cell: Cell, deadline: Deadline | None = None) -> Iterator[Any]:
@@ -103,6 +105,15 @@ class Cells:
     def leases(self) -> int:
         """How many leases are open now."""
         return self._pool.leases
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Cells known={sum(isinstance(ref, int) for ref in self._records)} leases={self.leases}>"
 
     def close(self) -> None:
         """Close every handle and the connections to the API database."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
@@ -247,7 +247,7 @@ class Settings:
     context_key: str
     routes: tuple[str, ...]
     instance_header: str | None
-    instance_header_secret: str | None
+    instance_header_secret: str | None = field(repr=False)
     trust_header: bool
     unmapped: str
     building: str

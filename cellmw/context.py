@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import oslo_context.context
 from oslo_db.sqlalchemy import enginefacade
 
-from cellmw.lease import DatabaseView, TransportView, lease_of, views
+from cellmw.lease import DatabaseView, TransportView, lease_of, new_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,9 +74,16 @@ def target(context: Any, lease: Lease) -> Before | None:
         the views stay on the context, closed, and whoever still holds it then gets LeaseClosed instead of the service's
         default database and bus
     """
-    database = getattr(context, "db_connection", None)
-    before = None if database is None else (context, database, context.mq_connection, context.cell_uuid)
-    context.db_connection, context.mq_connection = views(lease)
+    try:
+        aimed = context.db_connection is not None or context.mq_connection is not None
+    except AttributeError:
+        aimed = False
+    before = (context, context.db_connection, context.mq_connection, context.cell_uuid) if aimed else None
+    database = new_view(DatabaseView)
+    transport = new_view(TransportView)
+    database._lease = transport._lease = lease
+    context.db_connection = database
+    context.mq_connection = transport
     context.cell_uuid = lease.cell.uuid
     return before
 
@@ -92,8 +99,10 @@ def untarget(lease: Lease, before: Before) -> None:
 
 
 def copy_context(context: Any) -> Any:
-    """Return a copy of the context, to be aimed at another cell than the context itself."""
+    """Return a copy of the context that is aimed at no cell."""
     copied = copy.copy(context)
+    if getattr(copied, "db_connection", None) is not None or getattr(copied, "mq_connection", None) is not None:
+        copied.db_connection = copied.mq_connection = copied.cell_uuid = None
     # a transaction that is open on the original is not one on the copy's cell
     vars(copied).pop("_enginefacade_context", None)
     return copied

@@ -15,7 +15,7 @@ from cellmw.pool import Pool
 from cellmw.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from oslo_config import cfg
 
@@ -47,22 +47,11 @@ def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -
     return options.settings(conf, overrides)
 
 
-def cells(conf: cfg.ConfigOpts, chosen: options.Settings | None = None) -> Cells:
-    """Make the Cells that the configuration describes; nothing is connected to yet.
+def open_handles(cell: Cell, conf: cfg.ConfigOpts) -> Handles:
+    """Open the handles of this cell as ``[cellmw_database]`` has them; nothing is connected to yet.
 
-    :param chosen: the values to go by where they are not just those of ``[cellmw]``
-    :raises ConfigError: if an option is not set that has to be, or has a value that it does not take
+    :raises CellMisconfigured: if the cell's URLs can't be used
     """
-    chosen = chosen or settings(conf)
-    api_database = store(conf)
-    return Cells(
-        api_database,
-        Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size),
-        Pool(lambda cell: _open_handles(cell, conf)),
-    )
-
-
-def _open_handles(cell: Cell, conf: cfg.ConfigOpts) -> Handles:
     group = conf[options.CELL_DATABASE]
     return Handles.open(
         cell,
@@ -70,4 +59,27 @@ def _open_handles(cell: Cell, conf: cfg.ConfigOpts) -> Handles:
         options.engine_options(conf, options.CELL_DATABASE),
         replica=group.slave_connections.get(cell.name) or group.slave_connections.get(cell.uuid),
         synchronous_reader=group.synchronous_reader,
+    )
+
+
+def cells(
+    conf: cfg.ConfigOpts,
+    chosen: options.Settings | None = None,
+    *,
+    api_database: Store | None = None,
+    opener: Callable[[Cell, cfg.ConfigOpts], Handles] | None = None,
+) -> Cells:
+    """Make the Cells that the configuration describes; nothing is connected to yet.
+
+    :param chosen: the values to go by where they are not just those of ``[cellmw]``
+    :param api_database: the store, where there is one already; it is closed with the cells
+    :param opener: opens the handles of each cell, instead of :func:`open_handles`
+    :raises ConfigError: if an option is not set that has to be, or has a value that it does not take
+    """
+    chosen = chosen or settings(conf)
+    api_database = api_database or store(conf)
+    return Cells(
+        api_database,
+        Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size),
+        Pool(lambda cell: (opener or open_handles)(cell, conf)),
     )

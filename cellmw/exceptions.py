@@ -32,16 +32,27 @@ No message ever contains a URL: what a URL has to say that an operator needs is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cellmw.cell import Cell
 
 
 class CellmwError(Exception):
     """The root of the tree: catch it to catch everything that cellmw raises on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[..., CellmwError], tuple[Any, ...]]:
+        # an exception is copied and pickled by its constructor's arguments, and those are not what ours print
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(kind: type[CellmwError], args: tuple[Any, ...], state: dict[str, Any]) -> CellmwError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(CellmwError):

@@ -40,13 +40,14 @@ _NO_QUEUE = (webob.exc.HTTPConflict, "The instance never reached a host, so this
 _TRY_LATER = (webob.exc.HTTPServiceUnavailable, "The service for this instance is not available at the moment.")
 _BROKEN = (webob.exc.HTTPInternalServerError, "The request could not be routed: tell the operator.")
 
-_ANSWERS: dict[type[Exception], tuple[type[webob.exc.WSGIHTTPException], str]] = {
+_ANSWERS: dict[type, tuple[type[webob.exc.WSGIHTTPException], str]] = {
     exceptions.HeaderMalformed: _BAD_HEADER,
     exceptions.HeaderNotSigned: _FORGED,
     exceptions.InstanceNotMapped: _NOT_FOUND,
     exceptions.InstanceBuilding: _BUILDING,
     exceptions.CellHasNoTransport: _NO_QUEUE,
     exceptions.StoreUnavailable: _TRY_LATER,
+    exceptions.CellsClosed: _TRY_LATER,
     exceptions.CellUnavailable: _TRY_LATER,
     exceptions.DeadlineExceeded: _TRY_LATER,
 }
@@ -61,7 +62,7 @@ def fault(error: Exception, environ: WSGIEnvironment, *, admin: bool) -> webob.e
 
     :param admin: whether the caller may read the error's own message, which names the cell
     """
-    answer, message = _ANSWERS.get(type(error), _BROKEN)
+    answer, message = next((_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS), _BROKEN)
     request_id = environ.get("openstack.request_id")
     code: int = answer.code
     if code >= 500:

@@ -92,7 +92,7 @@ class CellFilter(ConfigurableMiddleware):
         self._pass_unmapped = settings.unmapped == "pass"
         self._pass_building = settings.building == "pass"
         if settings.enabled:
-            self.cells = deploy.cells(self.oslo_conf, settings)
+            self.use(deploy.cells(self.oslo_conf, settings))
 
     @classmethod
     def factory(cls, global_conf: dict[str, Any] | None, **local_conf: Any) -> Callable[[WSGIApplication], CellFilter]:
@@ -104,21 +104,26 @@ class CellFilter(ConfigurableMiddleware):
         """Take one request to its cell, or let it through where its path names no instance."""
         if not self._enabled:
             return self.application(environ, start_response)
-        environ[CELLS_KEY] = self.cells
+        environ.setdefault(CELLS_KEY, self.cells)
         try:
             instance_uuid = self._instance_uuid(environ)
         except CellmwError as error:
             return self.answer(error, environ)(environ, start_response)
-        if instance_uuid is None or (TARGET_KEY in environ and environ[TARGET_KEY].instance_uuid == instance_uuid):
+        if instance_uuid is None:
             return self.application(environ, start_response)
-        if environ.get(self._context_key) is None:
+        if TARGET_KEY in environ:
+            if environ[TARGET_KEY].instance_uuid == instance_uuid:
+                return self.application(environ, start_response)
+            environ = self._set_apart(environ)
+        context = environ.get(self._context_key)
+        if context is None:
             return self._lend_context(environ, start_response)
         try:
-            trip = self._depart(instance_uuid, environ, start_response)
+            trip = self._depart(instance_uuid, context, environ, start_response)
         except CellmwError as error:
             return self.answer(error, environ)(environ, start_response)
         try:
-            body = self.application(trip.environ, trip.start_response)
+            body = self.application(environ, trip.start_response)
             if type(body) is not list and type(body) is not tuple:
                 return Body.around(body, trip)
         except BaseException as error:
@@ -137,30 +142,37 @@ class CellFilter(ConfigurableMiddleware):
         answer: WSGIApplication = fault(error, environ, admin=context is not None and self._is_admin(context))
         return answer
 
+    def use(self, cells: Cells) -> None:
+        """Go by these cells from now on, as in a test; those before them are left as they are."""
+        self.cells = cells
+        self._find = cells.mappings.find
+
     def close(self) -> None:
         """Close every handle and the connections to the API database."""
         if self._enabled:
             self.cells.close()
 
-    def _depart(self, instance_uuid: str, environ: WSGIEnvironment, start_response: StartResponse) -> Trip:
+    def _depart(
+        self, instance_uuid: str, context: Any, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Trip:
         deadline = monotonic() + self._request_timeout
-        if TARGET_KEY in environ:
-            environ = self._set_apart(environ)
-        context = environ[self._context_key]
-        mapping = self.cells.mappings.find(instance_uuid, deadline)
+        mapping = self._find(instance_uuid, deadline)
         if self._header is not None or mapping.project_id != context.project_id:
             self._check_project(mapping, context, environ)
         if mapping.cell_id is None:
             self._check_state(mapping)
         try:
-            lease = None if mapping.cell_id is None else self.cells.lease(mapping.cell_id, deadline)
+            lease = None if mapping.cell_id is None else self.cells.lease(mapping.cell_id, deadline, instance_uuid)
         except CellNotFound as missing:
             raise MappingDangling(instance_uuid, mapping.cell_id) from missing
-        return Trip(mapping, lease, deadline, environ, context, start_response, self)
+        return Trip(mapping, lease, deadline, context, environ, start_response, self)
 
     def _set_apart(self, environ: WSGIEnvironment) -> WSGIEnvironment:
         """Give a request for one instance that is made within one for another an environ and a context of its own."""
-        return environ | {self._context_key: copy_context(environ[self._context_key])}
+        apart = environ.copy()
+        if self._context_key in apart:
+            apart[self._context_key] = copy_context(apart[self._context_key])
+        return apart
 
     def _lend_context(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request that has no context with one that is made for it, and taken back at its end."""

@@ -43,19 +43,21 @@ class Flights(Generic[K, V]):
         :raises Exception: whatever the fetch raised, in every thread that waited for it
         """
         while True:
-            mine: _Flight[V] = _Flight()
-            with self._lock:
-                flight = self._under_way.setdefault(key, mine)
-            if flight is mine:
-                return self._lead(key, mine, fetch, keep)
-            if not flight.landed.acquire(timeout=-1 if deadline is None else left(deadline)):
-                raise DeadlineExceeded(waited_for)
-            flight.landed.release()
-            if flight.error is None:
-                return flight.value
-            if not isinstance(flight.error, DeadlineExceeded):
-                raise flight.error
-            # the leader's time was up, which says nothing of ours
+            flight, leads = self._join(key)
+            try:
+                if leads:
+                    return self._lead(key, flight, fetch, keep)
+                if not flight.landed.acquire(timeout=-1 if deadline is None else left(deadline)):
+                    raise DeadlineExceeded(waited_for)
+                flight.landed.release()
+                if flight.error is None:
+                    return flight.value
+                if isinstance(flight.error, Exception) and not isinstance(flight.error, DeadlineExceeded):
+                    raise flight.error
+                # what ended the leader, its deadline or its thread, says nothing of ours
+            finally:
+                # an error remembers this frame, and the flight remembers the error
+                del flight
 
     def forget(self, key: K, drop: Callable[[], Any]) -> None:
         """Make a fetch that is under way keep nothing, and drop what was kept, in one step."""
@@ -63,20 +65,30 @@ class Flights(Generic[K, V]):
             self._under_way.pop(key, None)
             drop()
 
-    def _lead(self, key: K, mine: _Flight[V], fetch: Callable[[], V], keep: Callable[[V], Any]) -> V:
+    def _join(self, key: K) -> tuple[_Flight[V], bool]:
+        """Return the flight for this key, and whether it is this thread's to lead."""
+        mine: _Flight[V] = _Flight()
+        with self._lock:
+            flight = self._under_way.setdefault(key, mine)
+        return flight, flight is mine
+
+    def _lead(self, key: K, flight: _Flight[V], fetch: Callable[[], V], keep: Callable[[V], Any]) -> V:
         try:
-            mine.value = fetch()
+            flight.value = fetch()
+            return flight.value
         except BaseException as error:
-            mine.error = error
+            flight.error = error
             raise
         finally:
             with self._lock:
-                if self._under_way.get(key) is mine:
-                    if mine.error is None:
-                        keep(mine.value)
-                    del self._under_way[key]
-            mine.landed.release()
-        return mine.value
+                if self._under_way.get(key) is flight:
+                    try:
+                        if flight.error is None:
+                            keep(flight.value)
+                    finally:
+                        del self._under_way[key]
+            flight.landed.release()
+            del flight
 
 
 class _Flight(Generic[V]):

@@ -20,7 +20,7 @@ from cellmw.engines import WRITER, make_engine
 from cellmw.exceptions import CellMisconfigured, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
@@ -40,6 +40,7 @@ class Handles:
     :ivar leases: the ``id()`` of each lease that is open, and the one place that says so. Adding one and removing one
         are single steps of the interpreter, so no lock guards them and a finalizer can take them anywhere.
     :ivar cell: whose they are
+    :ivar closed: whether ``close()`` was called
     :ivar conf: the options that the transport and its clients go by
     :ivar transport: None for a cell that has no message queue
     :ivar engine: the database's; readers and writers use the same pool of connections
@@ -66,7 +67,10 @@ class Handles:
         self.async_reader_maker = _session_maker(self.replica)
         self.writer_maker = _session_maker(engine.execution_options(**WRITER))
         self.leases: set[int] = set()
-        self._closing = [self._close_transport, engine.dispose, self.replica.dispose]
+        self.closed = False
+        engines = [engine] if replica is None else [engine, replica]
+        # in the order of opening: closed from the end
+        self._closing: list[Callable[[], object]] = [*(each.dispose for each in engines), self._close_transport]
 
     @classmethod
     def open(
@@ -90,11 +94,13 @@ class Handles:
             follower = None if replica is None else make_engine(replica, engine_options, pre_ping=True)
         except ConfigError as wrong:
             raise CellMisconfigured(cell, str(wrong)) from None
+        _register_messaging_groups(conf)
         transport = _open_transport(cell, conf)
         return cls(cell, conf, transport, engine, follower, synchronous_reader=synchronous_reader)
 
     def close(self) -> None:
         """Close the transport and the database's pool, once; one failing close is logged and never skips the other."""
+        self.closed = True
         while self._closing:
             with contextlib.suppress(IndexError):  # another thread took the last one
                 close = self._closing.pop()
@@ -108,16 +114,19 @@ class Handles:
             self.transport.cleanup()
 
     def __repr__(self) -> str:
-        return f"<Handles cell={self.cell} leases={len(self.leases)} {'open' if self._closing else 'closed'}>"
+        return f"<Handles cell={self.cell} leases={len(self.leases)} {'closed' if self.closed else 'open'}>"
 
 
 def _open_transport(cell: Cell, conf: cfg.ConfigOpts) -> oslo_messaging.Transport | None:
     url = cell.reveal_transport_url()
     if not cell.has_transport:
         return None
-    _register_messaging_groups(conf)
     try:
         return oslo_messaging.get_rpc_transport(conf, url=url)
+    except ImportError as missing:
+        raise CellMisconfigured(
+            cell, f"its oslo.messaging driver needs {missing.name}, which is not installed"
+        ) from None
     except oslo_messaging.DriverLoadFailure as failure:
         raise CellMisconfigured(cell, f"no oslo.messaging driver {failure.driver!r} is installed") from None
     except (oslo_messaging.InvalidTransportURL, cfg.NoSuchOptError, ValueError):

@@ -2,8 +2,8 @@
 """Lease: one request's claim on a cell's handles, and the views of them that the request gets to see.
 
 A view looks up the handles through its lease each time it is used, so that after the release it has nothing of the cell
-left, wherever it escaped to. What can't be taken back: an Engine or a sessionmaker that was asked for, and a session
-that another thread still has open (it stays that thread's to close).
+left, wherever it escaped to. What can't be taken back: an Engine that was asked for, and a session that another
+thread still has open (it stays that thread's to close).
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import oslo_messaging
 from oslo_db.sqlalchemy import enginefacade
+from sqlalchemy.orm import Session, sessionmaker
 
-from cellmw.exceptions import CellHasNoTransport, LeaseClosed
+from cellmw.exceptions import CellHasNoTransport, CellsClosed, LeaseClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection, Engine
-    from sqlalchemy.orm import Session, sessionmaker
 
     from cellmw.cell import Cell
     from cellmw.handles import Handles
 
 LOG = logging.getLogger(__name__)
+
+_REGISTERING = threading.Lock()
+"""Held while a lease gets the place for its first session, which two threads may want at once."""
 
 _NOT_PORTABLE = "the handles of a cell stay in their process and in their request: they can't be pickled or deep-copied"
 
@@ -44,9 +47,9 @@ class Lease:
 
     __slots__ = ("_clients", "_handles", "_sessions", "cell", "instance_uuid")
 
-    def __init__(self, handles: Handles) -> None:
+    def __init__(self, handles: Handles, instance_uuid: str = "") -> None:
         self.cell: Cell = handles.cell
-        self.instance_uuid = ""
+        self.instance_uuid = instance_uuid
         self._handles: Handles | None = handles
         self._clients: dict[object, oslo_messaging.RPCClient] | None = None
         self._sessions: weakref.WeakKeyDictionary[Any, int] | None = None
@@ -57,10 +60,13 @@ class Lease:
         """The handles, while the lease is open.
 
         :raises LeaseClosed: after the release
+        :raises CellsClosed: after all cells were closed
         """
         handles = self._handles
         if handles is None:
             raise LeaseClosed(self.cell)
+        if handles.closed:
+            raise CellsClosed
         return handles
 
     @property
@@ -75,10 +81,17 @@ class Lease:
         return self._clients
 
     def register(self, session: Session | Connection) -> None:
-        """Remember a session that was opened under this lease, so that the release finds those left open."""
-        if self._sessions is None:
-            self._sessions = weakref.WeakKeyDictionary()
+        """Remember a session that was opened under this lease, so that the release finds those left open.
+
+        :raises LeaseClosed: if the release came first; the session is closed then
+        """
+        with _REGISTERING:
+            if self._sessions is None:
+                self._sessions = weakref.WeakKeyDictionary()
         self._sessions[session] = threading.get_ident()
+        if self._handles is None:
+            session.close()
+            raise LeaseClosed(self.cell)
 
     def release(self) -> None:
         """Give the claim back: every view raises LeaseClosed from now on. A second call does nothing."""
@@ -91,8 +104,11 @@ class Lease:
             return
         self._handles = self._clients = None
         if self._sessions is not None:
-            for session, thread in list(self._sessions.items()):
-                _end_session(session, thread, self.cell)
+            # by their references, which are listed in one step: another thread may be opening one more
+            for reference in self._sessions.keyrefs():
+                session = reference()
+                if session is not None:
+                    _end_session(session, self._sessions[session], self.cell)
 
     def __enter__(self) -> Lease:
         return self
@@ -112,8 +128,10 @@ def _end_session(session: Session | Connection, thread: int, cell: Cell) -> None
         return
     LOG.warning("cell %s: a session was left open at the end of the request; it is rolled back and closed", cell)
     try:
-        session.rollback()
-        session.close()
+        try:
+            session.rollback()
+        finally:
+            session.close()
     except Exception:
         LOG.warning("cell %s: closing a session that was left open failed", cell, exc_info=True)
 
@@ -190,8 +208,8 @@ class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[mi
         root._lease.handles  # noqa: B018 - raises when the lease is closed
         factory: _LeasedFactory | None = root._leased_factory
         if factory is None:
-            # one for each lease, not for each use: by its identity oslo.db tells if a block joins the one around it
-            factory = root._leased_factory = _LeasedFactory(root._lease)
+            # one for each lease, whichever thread comes first: by it oslo.db tells if a block joins the one around it
+            factory = vars(root).setdefault("_leased_factory", _LeasedFactory(root._lease))
         return factory
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
@@ -219,16 +237,17 @@ class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type
         self._lease = lease
 
     def get_writer_engine(self) -> Engine:
-        return self._lease.handles.engine
+        engine: Engine = self._lease.handles.writer_maker.kw["bind"]
+        return engine
 
     def get_reader_engine(self) -> Engine:
         return self._lease.handles.replica
 
     def get_writer_maker(self) -> sessionmaker[Session]:
-        return self._lease.handles.writer_maker
+        return _LeasedSessionmaker(self._lease, self._lease.handles.writer_maker)
 
     def get_reader_maker(self) -> sessionmaker[Session]:
-        return self._lease.handles.async_reader_maker
+        return _LeasedSessionmaker(self._lease, self._lease.handles.async_reader_maker)
 
     def _create_session(self, mode: object, bind: Connection | None = None) -> Session:
         maker = self._maker(mode)
@@ -251,13 +270,23 @@ class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type
         return handles.async_reader_maker
 
 
-def views(lease: Lease) -> tuple[DatabaseView, TransportView]:
-    """Make what a request sees of the handles that it leased."""
-    # without their constructors: those of the base classes would keep the driver, and prepare what is never used
-    database: DatabaseView = object.__new__(DatabaseView)
-    transport: TransportView = object.__new__(TransportView)
-    database._lease = transport._lease = lease
-    return database, transport
+class _LeasedSessionmaker(sessionmaker[Session]):
+    """What a request gets that asks for a sessionmaker: its own, which ends with its lease."""
+
+    def __init__(self, lease: Lease, shared: sessionmaker[Session]) -> None:
+        super().__init__(class_=shared.class_, **shared.kw)
+        self._lease = lease
+
+    def __call__(self, **options: Any) -> Session:
+        self._lease.handles  # noqa: B018 - raises when the lease is closed
+        session = super().__call__(**options)
+        self._lease.register(session)
+        return session
+
+
+new_view = object.__new__
+"""Makes a view, whose ``_lease`` is then set, without a constructor: those of the base classes would keep the driver,
+and prepare what is never used."""
 
 
 def lease_of(handle: object) -> Lease | None:

@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 from cellmw.flights import Flights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cellmw.cell import Cell
     from cellmw.deadline import Deadline
     from cellmw.store import InstanceMapping, Store
@@ -33,12 +36,14 @@ class Mapping:
 
     __slots__ = ("cell_id", "expires_at", "instance_uuid", "loaded_at", "project_id", "queued_for_delete")
 
-    def __init__(self, instance_uuid: str, row: InstanceMapping | None, ttl: float = 0.0) -> None:
+    def __init__(
+        self, instance_uuid: str, row: InstanceMapping | None, ttl: float = 0.0, asked_at: float | None = None
+    ) -> None:
         self.instance_uuid = instance_uuid
         self.cell_id = row.cell_id if row else None
         self.project_id = row.project_id if row else None
         self.queued_for_delete = bool(row and row.queued_for_delete)
-        self.loaded_at = monotonic()
+        self.loaded_at = monotonic() if asked_at is None else asked_at
         self.expires_at = self.loaded_at + (ttl if self.cell_id is not None else min(ttl, SHORT_TTL))
 
     @property
@@ -77,6 +82,7 @@ class Mappings:
     def find(self, instance_uuid: str, deadline: Deadline | None = None) -> Mapping:
         """Return what the API database says of this instance, or has said a short while ago.
 
+        :param instance_uuid: in lower case
         :returns: a mapping in any case; its ``exists`` is false where there is none
         :raises StoreUnavailable: if it is not in the cache and the API database does not answer
         :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
@@ -91,11 +97,13 @@ class Mappings:
 
         So a client that keeps asking for what isn't there costs one look-up a second and not one for each request.
         """
-        if mapping.age >= SHORT_TTL:
+        cached = self._cache.get(mapping.instance_uuid)
+        if cached is not None and cached.age >= SHORT_TTL:
             self.forget(mapping.instance_uuid)
 
     def forget(self, instance_uuid: str) -> None:
         """Drop what is cached for this instance; what is being looked up at the moment will not be kept either."""
+        instance_uuid = instance_uuid.lower()
         self._flights.forget(instance_uuid, lambda: self._cache.pop(instance_uuid, None))
 
     def create(
@@ -105,43 +113,58 @@ class Mappings:
 
         :raises InstanceMapped: if it is mapped already
         """
-        self._store.create_instance(
-            instance_uuid, project_id=project_id, user_id=user_id, cell_id=None if cell is None else cell.id
-        )
-        self.forget(instance_uuid)
+        cell_id = None if cell is None else cell.id
+        with self._changing(instance_uuid) as instance_uuid:
+            self._store.create_instance(instance_uuid, project_id=project_id, user_id=user_id, cell_id=cell_id)
 
     def schedule(self, instance_uuid: str, cell: Cell) -> None:
         """Map the instance to the cell that was chosen for it.
 
         :raises InstanceNotMapped: if it was never created
         """
-        self._store.update_instance(instance_uuid, cell_id=cell.id)
-        self.forget(instance_uuid)
+        with self._changing(instance_uuid) as instance_uuid:
+            self._store.update_instance(instance_uuid, cell_id=cell.id)
 
     def queue_for_delete(self, instance_uuid: str) -> None:
         """Flag that the instance's deletion has begun.
 
         :raises InstanceNotMapped: if it has no mapping
         """
-        self._store.update_instance(instance_uuid, queued_for_delete=True)
-        self.forget(instance_uuid)
+        with self._changing(instance_uuid) as instance_uuid:
+            self._store.update_instance(instance_uuid, queued_for_delete=True)
 
     def delete(self, instance_uuid: str) -> None:
         """Unmap an instance that is gone.
 
         :raises InstanceNotMapped: if it has no mapping
         """
-        self._store.delete_instance(instance_uuid)
-        self.forget(instance_uuid)
+        with self._changing(instance_uuid) as instance_uuid:
+            self._store.delete_instance(instance_uuid)
 
     def _load(self, instance_uuid: str, deadline: Deadline | None) -> Mapping:
         return self._flights.run(
             instance_uuid,
-            fetch=lambda: Mapping(instance_uuid, self._store.find_instance(instance_uuid), self._ttl),
+            fetch=lambda: self._ask(instance_uuid),
             keep=self._keep,
             deadline=deadline,
             waited_for=f"the mapping of instance {instance_uuid}",
         )
+
+    def _ask(self, instance_uuid: str) -> Mapping:
+        asked_at = monotonic()  # a slow answer is an old one
+        return Mapping(instance_uuid, self._store.find_instance(instance_uuid), self._ttl, asked_at)
+
+    @contextlib.contextmanager
+    def _changing(self, instance_uuid: str) -> Iterator[str]:
+        """Give the uuid to write, in lower case; forget the mapping after that, also where the write has failed.
+
+        It may have been done all the same.
+        """
+        instance_uuid = instance_uuid.lower()
+        try:
+            yield instance_uuid
+        finally:
+            self.forget(instance_uuid)
 
     def _keep(self, mapping: Mapping) -> None:
         self._cache[mapping.instance_uuid] = mapping

@@ -47,13 +47,16 @@ class Pool:
         :raises CellMisconfigured: if the cell's URLs can't be used
         :raises DeadlineExceeded: if another thread is opening them and is not done in time
         """
-        return self._openers.run(
+        handles = self._openers.run(
             cell.id,
             fetch=lambda: self.handles.get(cell.id) or self._open(cell),
             keep=self._keep,
             deadline=deadline,
             waited_for=f"cell {cell} to be opened",
         )
+        if self._closed:
+            raise CellsClosed
+        return handles
 
     @property
     def leases(self) -> int:

@@ -65,7 +65,8 @@ def _segment_pattern(segment: str, template: str) -> str:
         return _VERSION if placeholder[1] == "version" else _ANY_SEGMENT
     if not segment or "{" in segment or "}" in segment:
         raise ConfigError(f"routes: {template!r} has a segment that is neither a word nor a {{name}}: {segment!r}")
-    return re.escape(segment)
+    # as PATH_INFO has it
+    return re.escape(segment.encode().decode("latin-1"))
 
 
 def _is_utf8(path: str) -> bool:

@@ -47,7 +47,6 @@ class Trip:
     The app finds it in its environ, and may read:
 
     :ivar deadline: the moment by which the request has to be done waiting, on the clock of ``time.monotonic()``
-    :ivar environ: the one that the app gets
     :ivar status: the status line that the app has answered, empty before that
 
     and the properties. ``end()`` undoes what was done for the request; the filter sees to it that this happens once.
@@ -55,12 +54,12 @@ class Trip:
 
     __slots__ = (
         "_before",
+        "_environ",
         "_filter",
         "_lease",
         "_mapping",
         "_start_response",
         "deadline",
-        "environ",
         "status",
     )
 
@@ -69,8 +68,8 @@ class Trip:
         mapping: Mapping,
         lease: Lease | None,
         deadline: Deadline,
-        environ: WSGIEnvironment,
         context: Any,
+        environ: WSGIEnvironment,
         start_response: StartResponse,
         departed_from: Filter,
     ) -> None:
@@ -78,13 +77,12 @@ class Trip:
         self._mapping = mapping
         self._lease = lease
         self.deadline = deadline
-        self.environ = environ
+        self._environ = environ
         self._start_response = start_response
         self._filter = departed_from
         self.status = ""
         self._before = None
         if lease is not None:
-            lease.instance_uuid = mapping.instance_uuid
             try:
                 self._before = target(context, lease)
             except BaseException:
@@ -127,7 +125,7 @@ class Trip:
     def start_response(self, status: str, headers: Headers, exc_info: ExcInfo = None) -> Write:
         """What the app gets as its ``start_response``, so that its status is seen."""
         self.status = status
-        if status.startswith("404"):
+        if status[:3] == "404":
             self._filter.cells.mappings.distrust(self._mapping)
         if exc_info is None:
             return self._start_response(status, headers)
@@ -143,7 +141,7 @@ class Trip:
             if lease is not None and self._before is not None:
                 untarget(lease, self._before)
         finally:
-            self.environ.pop(TARGET_KEY, None)
+            self._environ.pop(TARGET_KEY, None)
             if lease is not None:
                 lease.release()
 
@@ -154,7 +152,7 @@ class Trip:
         """
         if self.status or not isinstance(error, ESCAPED):
             return None
-        return self._filter.answer(error, self.environ)(self.environ, self._start_response)
+        return self._filter.answer(error, self._environ)(self._environ, self._start_response)
 
     def __repr__(self) -> str:
         return f"<Trip instance={self.instance_uuid} cell={self.cell} {self.state}>"

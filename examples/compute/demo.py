@@ -3,6 +3,9 @@
 
 python -m examples.compute.demo             # exits non-zero if one went to the wrong cell, or a lease stayed open
 python -m examples.compute.demo --serve     # leaves the service running, for curl
+
+It runs in one process, out of a temporary folder. Where API_DB, CELL0_DB, CELL1_DB or CELL2_DB name a database in the
+environment, or CELL1_MQ or CELL2_MQ a queue, it uses these, and runs the API and the workers as processes.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -19,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from examples.compute.deployment import CELLS, Deployment
+from examples.compute.deployment import Deployment
+from examples.compute.places import CELLS, Places, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 PROJECT = "demo"
 SERVERS = "/v2.1/servers"
@@ -98,8 +103,8 @@ class Tour:
         self.lines: list[Line] = []
         self.problems: list[str] = []
         self.deployment = deployment
-        self._client = Client(deployment.url, PROJECT)
-        self._stranger = Client(deployment.url, "another-project")
+        self._client = Client(deployment.api.url, PROJECT)
+        self._stranger = Client(deployment.api.url, "another-project")
         self._homes: dict[str, str] = {}
         self._messages = 0
 
@@ -167,17 +172,17 @@ class Tour:
         """Begin to read a stream that would go on for hours, leave, and see that the lease is given back."""
         path = f"{SERVERS}/{instance_uuid}/console?lines=1000000"
         meanwhile: list[int] = []
-        answer = self._client.begin(path, 20_000, lambda: meanwhile.append(self.deployment.leases))
+        answer = self._client.begin(path, 20_000, lambda: meanwhile.append(self.deployment.api.leases()))
         databases = self.deployment.databases.holding(instance_uuid, answer.instance_name)
         self._expect(f"{what}: status", answer.status, 200)
         self._expect(f"{what}: database", databases, [self._homes[instance_uuid]])
         self._expect(f"{what}: leases while it was read", meanwhile, [1])
-        self._expect(f"{what}: lease given back", _comes_true(lambda: self.deployment.leases == 0), True)
+        self._expect(f"{what}: lease given back", _comes_true(lambda: self.deployment.api.leases() == 0), True)
         self._note(what, "GET", path, answer, instance_uuid, databases, [])
 
     def check_leases(self) -> None:
         """See that nothing is leased, now that no request is under way."""
-        self._expect("leases still open at the end", self.deployment.leases, 0)
+        self._expect("leases still open at the end", self.deployment.api.leases(), 0)
 
     def check_messages(self) -> None:
         """See that no message came that nobody had asked for, now that all workers have ended."""
@@ -239,42 +244,59 @@ def _print_table(lines: Sequence[Line]) -> None:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
-def serve(deployment: Deployment) -> int:
-    """Create some instances and leave the service running until Ctrl-C."""
-    client = Client(deployment.url, PROJECT)
-    print(f"The compute API is at {deployment.url}{SERVERS}. Ctrl-C ends it.\n")
-    for name, flavor in FLAVORS.items():
-        answer = client.send("POST", SERVERS, {"server": {"name": name, "flavor": flavor}})
-        instance_uuid = answer.json["server"]["id"]
-        url = f"{deployment.url}{SERVERS}/{instance_uuid}"
-        print(f"# {name}, in {deployment.databases.mapped(instance_uuid)}")
-        print(f"curl -s -H 'X-Project-Id: {PROJECT}' {url}")
-        print(f"curl -s -H 'X-Project-Id: {PROJECT}' {url}/action -d '{json.dumps({'reboot': {}})}'", flush=True)
-    with suppress(KeyboardInterrupt):
-        threading.Event().wait()
-    return 0
+def show(deployment: Deployment) -> int:
+    """Take the tour, and print what happened and what should not have.
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the demo.
-
-    :returns: 0 if every request reached its own cell and nothing was left open
+    :returns: 0 if everything was as it should be
     """
-    parser = argparse.ArgumentParser(prog="python -m examples.compute.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--serve", action="store_true", help="leave the service running, for curl")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="cellmw-demo-") as folder, Deployment(Path(folder)) as deployment:
-        if options.serve:
-            return serve(deployment)
+    with deployment:
         tour = Tour(deployment)
         tour.take()
-        deployment.stop_serving()
+        deployment.api.stop_serving()
         tour.check_leases()
     tour.check_messages()
     _print_table(tour.lines)
     for problem in tour.problems:
         print(f"WRONG: {problem}", file=sys.stderr)
     return 1 if tour.problems else 0
+
+
+def serve(deployment: Deployment) -> int:
+    """Create some instances and leave the service running until Ctrl-C."""
+    with deployment:
+        _create_and_tell(deployment)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return 0
+
+
+def _create_and_tell(deployment: Deployment) -> None:
+    client = Client(deployment.api.url, PROJECT)
+    print(f"The compute API is at {deployment.api.url}{SERVERS}. Ctrl-C ends it.\n")
+    for name, flavor in FLAVORS.items():
+        answer = client.send("POST", SERVERS, {"server": {"name": name, "flavor": flavor}})
+        instance_uuid = answer.json["server"]["id"]
+        url = f"{deployment.api.url}{SERVERS}/{instance_uuid}"
+        print(f"# {name}, in {deployment.databases.mapped(instance_uuid)}")
+        print(f"curl -s -H 'X-Project-Id: {PROJECT}' {url}")
+        print(f"curl -s -H 'X-Project-Id: {PROJECT}' {url}/action -d '{json.dumps({'reboot': {}})}'", flush=True)
+
+
+def main(arguments: list[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """Run the demo.
+
+    :returns: 0 if every request reached its own cell and nothing was left open, 1 if not, 2 if it was not tried
+    """
+    parser = argparse.ArgumentParser(prog="python -m examples.compute.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--serve", action="store_true", help="leave the service running, for curl")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="cellmw-demo-") as folder:
+        try:
+            deployment = Deployment(Path(folder), Places.choose(environ, Path(folder)))
+            return serve(deployment) if options.serve else show(deployment)
+        except Refused as refused:
+            print(refused, file=sys.stderr)
+            return 2
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request did, seen from outside: in the files of the databases and at the ends of the queues.
+"""What a request did, seen from outside: in the databases and at the ends of the queues.
 
 Nothing here asks cellmw. Every instance has a decoy in each of the other cells: a row with the same uuid and another
 name, so that a request which goes to the wrong cell finds something there, and shows it.
@@ -7,45 +7,44 @@ name, so that a request which goes to the wrong cell finds something there, and 
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import sqlalchemy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 Rows = dict[str, dict[str, Any]]
 """Instance uuid -> its row."""
 
 
 class Databases:
-    """The SQLite files of the deployment. Lives as long as the demo.
+    """The databases of the deployment. Lives as long as the demo; keeps no connection."""
 
-    :ivar api: the API database
-    :ivar cells: the database of each cell, by the cell's name
-    """
+    def __init__(self, urls: Mapping[str, str]) -> None:
+        """Look into these, which need not be there yet.
 
-    def __init__(self, api: Path, cells: Mapping[str, Path]) -> None:
-        """Look into these files, which need not be there yet."""
-        self.api = api
-        self.cells = dict(cells)
+        :param urls: the API database's by ``api``, and each cell's by the cell's name
+        """
+        self._engines = {
+            name: sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool) for name, url in urls.items()
+        }
+        self._cells = [name for name in urls if name != "api"]
 
     def rows(self) -> dict[str, Rows]:
         """Return every instance that is in any cell, decoys included."""
         return {
-            cell: {row["uuid"]: row for row in _query(file, "SELECT * FROM instances")}
-            for cell, file in self.cells.items()
+            cell: {row["uuid"]: row for row in self.execute(cell, "SELECT * FROM instances")} for cell in self._cells
         }
 
     def mapped(self, instance_uuid: str) -> str | None:
         """Return the name of the cell that the API database says the instance is in."""
-        found = _query(
-            self.api,
+        found = self.execute(
+            "api",
             "SELECT cell_mappings.name FROM instance_mappings JOIN cell_mappings"
-            " ON cell_mappings.id = instance_mappings.cell_id WHERE instance_uuid = ?",
-            instance_uuid,
+            " ON cell_mappings.id = instance_mappings.cell_id WHERE instance_uuid = :uuid",
+            uuid=instance_uuid,
         )
         return found[0]["name"] if found else None
 
@@ -57,13 +56,19 @@ class Databases:
         """Put a decoy into every cell that does not have the instance."""
         for cell, rows in self.rows().items():
             if instance_uuid not in rows:
-                _execute(
-                    self.cells[cell],
+                self.execute(
+                    cell,
                     "INSERT INTO instances (uuid, project_id, name, flavor, state, host, reboots)"
-                    " VALUES (?, 'decoy', ?, 'decoy', 'DECOY', 'decoy', 0)",
-                    instance_uuid,
-                    f"decoy in {cell}",
+                    " VALUES (:uuid, 'decoy', :name, 'decoy', 'DECOY', 'decoy', 0)",
+                    uuid=instance_uuid,
+                    name=f"decoy in {cell}",
                 )
+
+    def execute(self, database: str, statement: str, **values: object) -> list[dict[str, Any]]:
+        """Run a statement in a transaction of its own, and return the rows that it finds."""
+        with self._engines[database].begin() as connection:
+            result = connection.execute(sqlalchemy.text(statement), values)
+            return [dict(row) for row in result.mappings()] if result.returns_rows else []
 
 
 class Message(NamedTuple):
@@ -81,10 +86,6 @@ class Queues:
         self._messages: list[Message] = []
         self._arrived = threading.Condition()
 
-    def watch(self, queue: str, endpoint: object) -> Watched:
-        """Stand in front of the endpoint that serves this queue."""
-        return Watched(endpoint, lambda method, instance_uuid: self._note(Message(queue, method, instance_uuid)))
-
     def wait(self, seen: int, expected: int, timeout: float = 10.0) -> list[Message]:
         """Return the messages that came after the first ``seen`` ones, once as many as expected are there."""
         with self._arrived:
@@ -94,7 +95,8 @@ class Queues:
     def __len__(self) -> int:
         return len(self._messages)
 
-    def _note(self, message: Message) -> None:
+    def note(self, message: Message) -> None:
+        """Keep what a worker has worked on."""
         with self._arrived:
             self._messages.append(message)
             self._arrived.notify_all()
@@ -103,9 +105,10 @@ class Queues:
 class Watched:
     """An RPC endpoint that has every method noted, after it is done. Lives as long as its worker."""
 
-    def __init__(self, endpoint: Any, note: Callable[[str, str], None]) -> None:
+    def __init__(self, endpoint: Any, queue: str, note: Callable[[Message], None]) -> None:
         self.target = endpoint.target
         self._endpoint = endpoint
+        self._queue = queue
         self._note = note
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
@@ -115,17 +118,6 @@ class Watched:
             try:
                 return work(context, instance_uuid)
             finally:
-                self._note(method, instance_uuid)
+                self._note(Message(self._queue, method, instance_uuid))
 
         return work_and_note
-
-
-def _query(file: Path, statement: str, *values: object) -> list[dict[str, Any]]:
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-        connection.row_factory = sqlite3.Row
-        return [dict(row) for row in connection.execute(statement, values)]
-
-
-def _execute(file: Path, statement: str, *values: object) -> None:
-    with closing(sqlite3.connect(file)) as connection, connection:
-        connection.execute(statement, values)

@@ -6,11 +6,10 @@ from __future__ import annotations
 import json
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import urllib.request
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +45,7 @@ def corrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
         def plant_decoys_and_corrupt(databases: witness.Databases, instance_uuid: str) -> None:
             plant_decoys(databases, instance_uuid)
-            with closing(sqlite3.connect(databases.api)) as connection, connection:
-                connection.execute(statement)
+            databases.execute("api", statement)
 
         monkeypatch.setattr(witness.Databases, "plant_decoys", plant_decoys_and_corrupt)
 
@@ -79,8 +77,9 @@ def test_wrong_queue(monkeypatch: pytest.MonkeyPatch, wrongs: Callable[[], list[
 
     def create_databases_and_corrupt(deployment: Deployment) -> None:
         create_databases(deployment)
-        with closing(sqlite3.connect(deployment.databases.api)) as connection, connection:
-            connection.execute("UPDATE cell_mappings SET transport_url = 'memory://cell2/' WHERE name = 'cell1'")
+        deployment.databases.execute(
+            "api", "UPDATE cell_mappings SET transport_url = 'memory://cell2/' WHERE name = 'cell1'"
+        )
 
     monkeypatch.setattr(Deployment, "_create_databases", create_databases_and_corrupt)
     found = wrongs()
@@ -95,7 +94,7 @@ def test_open_lease(monkeypatch: pytest.MonkeyPatch, wrongs: Callable[[], list[s
 
     def take_and_stay(tour: demo.Tour) -> None:
         take(tour)
-        cells = tour.deployment.filter.cells
+        cells = tour.deployment.api.filter.cells
         targets.enter_context(cells.target(RequestContext(), cells.get("cell1")))
 
     monkeypatch.setattr(demo.Tour, "take", take_and_stay)

@@ -30,7 +30,7 @@ from paste import deploy as paste_deploy
 from cellmw import CellFilter
 from cellmw.exceptions import DeadlineExceeded
 from cellmw.trip import TARGET_KEY
-from examples.compute.deployment import Server
+from examples.compute.part import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures: a fresh database or vhost on a real server for each test, dropped when the test has ended.
 
-Where a server does not answer the test is skipped; where ``CELLMW_TEST_SERVICES`` is ``required`` it fails.
-``tests/servers.py`` says how to name other servers.
+A server that does not answer is started for the test run, and ended with it. Where it is not installed either the test
+is skipped; where ``CELLMW_TEST_SERVICES`` is ``required`` it fails. ``tests/servers`` says how to name other servers.
 """
 
 from __future__ import annotations
@@ -34,21 +34,24 @@ def _found(server: Callable[[], T]) -> T:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server() -> sqlalchemy.URL:
-    """The address of a PostgreSQL server that answers, as a user who may create databases."""
-    return _found(servers.postgresql_server)
+def postgresql_server() -> Iterator[sqlalchemy.URL]:
+    """The address of a PostgreSQL server, as a user who may create databases."""
+    with ExitStack() as stack:
+        yield _found(lambda: stack.enter_context(servers.postgresql()))
 
 
 @pytest.fixture(scope="session")
-def mariadb_server() -> sqlalchemy.URL:
-    """The address of a MariaDB server that answers, as a user who may create databases."""
-    return _found(servers.mariadb_server)
+def mariadb_server() -> Iterator[sqlalchemy.URL]:
+    """The address of a MariaDB server, as a user who may create databases."""
+    with ExitStack() as stack:
+        yield _found(lambda: stack.enter_context(servers.mariadb()))
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server() -> servers.Broker:
-    """A RabbitMQ server that answers and takes new vhosts."""
-    return _found(servers.rabbitmq_server)
+def rabbitmq_server() -> Iterator[servers.Broker]:
+    """A RabbitMQ server that takes new vhosts."""
+    with ExitStack() as stack:
+        yield _found(lambda: stack.enter_context(servers.rabbitmq()))
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def new_mariadb_url(mariadb_server: sqlalchemy.URL) -> Iterator[Callable[[], str
 def new_rabbit_url(rabbitmq_server: servers.Broker) -> Iterator[Callable[[], str]]:
     """Each call creates an empty vhost and returns its transport URL; all are deleted after the test."""
     with ExitStack() as vhosts:
-        yield lambda: _found(lambda: vhosts.enter_context(rabbitmq_server.vhost()))
+        yield lambda: vhosts.enter_context(rabbitmq_server.vhost())
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ the test's own, and at the workers that got the messages.
 
 from __future__ import annotations
 
-import os
 import random
-import shlex
 import subprocess
 import sysconfig
 import threading
@@ -62,11 +60,9 @@ def count_connections(server: sqlalchemy.URL, url: str) -> int:
     return count
 
 
-def count_queue_connections(url: str) -> int:
+def count_queue_connections(broker: servers.Broker, url: str) -> int:
     """Return how many connections there are to this vhost, as RabbitMQ says."""
-    command = shlex.split(os.environ.get("CELLMW_TEST_RABBITMQCTL", "rabbitmqctl"))
-    listed = subprocess.run([*command, "--quiet", "list_connections", "vhost"], check=True, capture_output=True)
-    return listed.stdout.decode().split().count(url.rpartition("/")[2])
+    return broker.administer("list_connections", "vhost").split().count(url.rpartition("/")[2])
 
 
 class Deployment:
@@ -318,9 +314,12 @@ def test_session_left_open(
 class Census:
     """How many connections there are, as the servers say. Lives as long as the test."""
 
-    def __init__(self, deployment: Deployment, administration: dict[str, sqlalchemy.URL]) -> None:
+    def __init__(
+        self, deployment: Deployment, administration: dict[str, sqlalchemy.URL], broker: servers.Broker
+    ) -> None:
         self._deployment = deployment
         self._administration = administration
+        self._broker = broker
 
     def take(self) -> dict[str, int]:
         """Count the connections to each database and each queue."""
@@ -329,7 +328,7 @@ class Census:
             for name, url in self._deployment.databases.items()
         }
         queues = self._deployment.queues.items()
-        return counted | {f"{cell}'s queue": count_queue_connections(url) for cell, url in queues}
+        return counted | {f"{cell}'s queue": count_queue_connections(self._broker, url) for cell, url in queues}
 
     def wait_for(self, expected: dict[str, int]) -> dict[str, int]:
         """Count until it comes to this, or patience ends: servers need a moment to notice who has hung up."""
@@ -340,9 +339,14 @@ class Census:
 
 
 @pytest.fixture
-def census(deployment: Deployment, postgresql_server: sqlalchemy.URL, mariadb_server: sqlalchemy.URL) -> Census:
+def census(
+    deployment: Deployment,
+    postgresql_server: sqlalchemy.URL,
+    mariadb_server: sqlalchemy.URL,
+    rabbitmq_server: servers.Broker,
+) -> Census:
     """Who counts the connections."""
-    return Census(deployment, {"postgresql": postgresql_server, "mysql": mariadb_server})
+    return Census(deployment, {"postgresql": postgresql_server, "mysql": mariadb_server}, rabbitmq_server)
 
 
 def test_nothing_stays_open(deployment: Deployment, census: Census, make_filter: Callable[..., CellFilter]) -> None:

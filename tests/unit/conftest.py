@@ -51,7 +51,7 @@ def store(conf: cfg.ConfigOpts, tmp_path: Path) -> Iterator[Store]:
     """An API database with its tables, which ``[api_database] connection`` names."""
     url = f"sqlite:///{tmp_path}/api.sqlite"
     conf.set_override("connection", url, group="api_database")
-    engine = make_engine(url, {}, pre_ping=False)
+    engine = make_engine(url, {"sqlite_synchronous": False}, pre_ping=False)
     models.metadata.create_all(engine)
     with Store(engine) as store:
         yield store

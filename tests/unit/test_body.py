@@ -180,15 +180,14 @@ def test_finalizer(events: list[str], owner: Owner) -> None:
     """Where the server never closes it, the finalizer ends the trip and warns."""
     body = Body.around(AppBody(events), owner)
     assert list(body) == [b"0", b"1", b"2"]
+    bodies = [body]
+    del body
     with pytest.warns(ResourceWarning, match="never closed by the server"):
-        del body
-        gc.collect()
+        bodies.clear()
     assert events == ["end"]
 
 
-def test_finalizer_where_warnings_are_errors(
-    events: list[str], owner: Owner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finalizer_where_warnings_are_errors(events: list[str], owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The finalizer ends the trip also where warnings are errors."""
     unraisable: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda error: unraisable.append(error.exc_type))

@@ -31,6 +31,10 @@ def cell(**changes: Any) -> Cell:
     return Cell(**values | {"transport_url": TRANSPORT, "database_connection": DATABASE} | changes)
 
 
+def _to_primitive(value: Any) -> Any:
+    return jsonutils.to_primitive(value, fallback=str)
+
+
 SHOWN: dict[str, Callable[[Any], object]] = {
     "repr": repr,
     "str": str,
@@ -45,7 +49,7 @@ SHOWN: dict[str, Callable[[Any], object]] = {
     "oldest pickle": lambda cell: pickle.dumps(cell, protocol=0),
     "state": lambda cell: cell.__getstate__(),
     "json of asdict": lambda cell: json.dumps(dataclasses.asdict(cell)),
-    "oslo's json": lambda cell: jsonutils.dumps(cell, default=lambda value: jsonutils.to_primitive(value, fallback=str)),
+    "oslo's json": lambda cell: jsonutils.dumps([cell], default=_to_primitive),
     "to_primitive": lambda cell: jsonutils.to_primitive(cell, fallback=repr),
 }
 

@@ -53,7 +53,6 @@ def test_defaults(conf: cfg.ConfigOpts) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the repr of the settings shows instance_header_secret")
 def test_secrets_are_not_shown(conf: cfg.ConfigOpts) -> None:
     """Settings show no secret."""
     assert "s3cret" not in repr(options.settings(conf, {"instance_header_secret": "s3cret"}))

@@ -7,12 +7,13 @@ import copy
 import json
 from typing import TYPE_CHECKING, Any
 
+import oslo_context.context
 import pytest
 from oslo_db import exception as db_exc
 from oslo_db.sqlalchemy import enginefacade
 from oslo_log import formatters
 
-from cellmw.context import RequestContext, copy_context, target, untarget
+from cellmw.context import ContextLoan, RequestContext, copy_context, target, untarget
 from cellmw.exceptions import LeaseClosed
 from cellmw.lease import DatabaseView, Lease, TransportView
 
@@ -195,9 +196,72 @@ def test_copy_context(context: RequestContext, lease2: Lease, cell1: Cell, cell2
     assert copied.project_id == context.project_id
 
 
+def test_copy_context_is_aimed_nowhere(context: RequestContext) -> None:
+    """A copy that is not aimed elsewhere yet is aimed at no cell."""
+    copied = copy_context(context)
+    assert (copied.db_connection, copied.mq_connection, copied.cell_uuid) == (None, None, None)
+
+
 def test_copy_context_takes_no_transaction_along(context: RequestContext) -> None:
     """A transaction that is open on the original is none of the copy's."""
     with context.db_connection.reader.using(context):
         copied = copy_context(context)
         with pytest.raises(db_exc.NoEngineContextEstablished):
             _ = copied.session
+
+
+@pytest.fixture
+def remembered() -> Iterator[RequestContext]:
+    """The context that oslo.context remembers for this thread, for its log."""
+    before = oslo_context.context.get_current()
+    yield RequestContext()
+    if before is not None:
+        before.update_store()
+
+
+def test_loan(remembered: RequestContext) -> None:
+    """A context that is made for a request is in its environ, and in oslo.context's memory, until it is taken back."""
+    environ: dict[str, Any] = {"HTTP_X_USER_ID": "user"}
+    loan = ContextLoan(environ, "key", RequestContext.from_environ)
+    assert environ["key"].user_id == "user"
+    assert oslo_context.context.get_current() is environ["key"]
+    loan.end()
+    assert "key" not in environ
+    assert oslo_context.context.get_current() is remembered
+    loan.end()
+
+
+def test_loan_where_nothing_was_remembered(in_thread: Callable[[Callable[[], Any]], Any]) -> None:
+    """In a thread that had no context before, there is none after it."""
+
+    def lend() -> Any:
+        ContextLoan({}, "key", RequestContext.from_environ).end()
+        return oslo_context.context.get_current()
+
+    assert in_thread(lend) is None
+
+
+def test_loan_that_ends_in_another_thread(
+    remembered: RequestContext, in_thread: Callable[[Callable[[], Any]], Any]
+) -> None:
+    """A loan that ends in another thread leaves that thread's own context alone."""
+    environ: dict[str, Any] = {}
+    loan = ContextLoan(environ, "key", RequestContext.from_environ)
+
+    def end() -> bool:
+        own = RequestContext()
+        loan.end()
+        return oslo_context.context.get_current() is own
+
+    assert in_thread(end)
+    assert environ == {}
+
+
+def test_loan_answers_nothing() -> None:
+    """Errors are none of a loan's business."""
+    assert ContextLoan({}, "key", RequestContext.from_environ).rescue(ZeroDivisionError()) is None
+
+
+def test_oslo_context_keeps_the_current_one_here(remembered: RequestContext) -> None:
+    """oslo.context remembers the current context of a thread by this name."""
+    assert oslo_context.context._request_store.context is remembered

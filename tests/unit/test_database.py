@@ -12,6 +12,7 @@ from oslo_config import cfg
 from oslo_db import options as oslo_db_options
 from oslo_db.sqlalchemy import enginefacade
 from sqlalchemy import text
+from sqlalchemy.exc import InvalidRequestError
 
 from cellmw import database
 from cellmw.context import RequestContext, target
@@ -83,11 +84,17 @@ def test_writer_commits(context: RequestContext, handles1: Handles) -> None:
     assert names(handles1) == ["cell1", "new"]
 
 
-def test_writer_rolls_back(context: RequestContext, handles1: Handles) -> None:
-    """What a writer's block writes is gone when it fails."""
-    with pytest.raises(ZeroDivisionError), database.writer(context) as session:
+def insert_and_fail(context: RequestContext) -> None:
+    """Write something in a block that fails."""
+    with database.writer(context) as session:
         session.execute(INSERT)
         raise ZeroDivisionError
+
+
+def test_writer_rolls_back(context: RequestContext, handles1: Handles) -> None:
+    """What a writer's block writes is gone when it fails."""
+    with pytest.raises(ZeroDivisionError):
+        insert_and_fail(context)
     assert names(handles1) == ["cell1"]
 
 
@@ -98,16 +105,90 @@ def test_reader_writes_nothing(context: RequestContext, handles1: Handles) -> No
     assert names(handles1) == ["cell1"]
 
 
-def test_foreign_context(lease: Lease, where: Where) -> None:
-    """A context that knows nothing of enginefacade has sessions as well."""
+class ForeignContext:
+    """A context whose class takes no part in enginefacade."""
 
-    class Context:
-        pass
+    __slots__ = ("cell_uuid", "db_connection", "mq_connection")
 
-    context: Any = Context()
+
+@pytest.fixture
+def foreign(lease: Lease) -> Any:
+    """Such a context, aimed at cell1."""
+    context = ForeignContext()
     target(context, lease)
-    with database.reader(context) as session:
+    return context
+
+
+@DOORS
+def test_foreign_context(door: Any, foreign: Any, where: Where) -> None:
+    """A context that knows nothing of enginefacade has sessions as well."""
+    with door(foreign) as session:
         assert where(session) == "cell1"
+
+
+def test_foreign_writer(foreign: Any, handles1: Handles) -> None:
+    """A writer of such a context commits at the end of its block, and rolls back where that fails."""
+    with database.writer(foreign) as session:
+        session.execute(INSERT)
+    with pytest.raises(ZeroDivisionError):
+        insert_and_fail(foreign)
+    with database.reader(foreign) as session:
+        session.execute(INSERT)
+    assert names(handles1) == ["cell1", "new"]
+    assert handles1.engine.pool.checkedout() == 0
+
+
+def test_foreign_context_after_the_release(foreign: Any, lease: Lease) -> None:
+    """Such a context has no session after the release."""
+    block = database.reader(foreign)
+    lease.release()
+    for late in (block, database.reader(foreign)):
+        with pytest.raises(LeaseClosed), late:
+            pass
+
+
+def test_foreign_session_that_was_left_open(
+    foreign: Any, lease: Lease, handles1: Handles, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session of such a context that was left open is ended with the request, too."""
+    block = database.writer(foreign)
+    block.__enter__().execute(INSERT)
+    lease.release()
+    assert "a session was left open" in caplog.text
+    assert handles1.engine.pool.checkedout() == 0
+    with pytest.raises(InvalidRequestError):
+        block.__exit__(None, None, None)
+    assert names(handles1) == ["cell1"]
+
+
+def test_decorator_with_a_foreign_context(foreign: Any) -> None:
+    """A decorated function, which finds its session on the context, says what such a context lacks."""
+    with pytest.raises(TypeError, match=r"name_of\(\) finds no session on a ForeignContext: decorate its class"):
+        name_of(foreign)
+
+
+def test_async_reader(context: RequestContext, where: Where) -> None:
+    """Where the cell has no replica, an asynchronous reader reads from its database, as block and as decorator."""
+
+    @database.reader.async_
+    def name_of(context: RequestContext) -> str:
+        return where(context.session)
+
+    with database.reader.async_(context) as session:
+        assert where(session) == "cell1"
+    assert name_of(context) == "cell1"
+
+
+def test_async_reader_of_the_service(service_url: str, where: Where) -> None:
+    """A context that was never targeted has asynchronous readers as well."""
+    with database.reader.async_(RequestContext(overwrite=False)) as session:
+        assert where(session) == "service"
+
+
+def test_async_writer() -> None:
+    """There is no asynchronous writer."""
+    with pytest.raises(TypeError, match="a replica can't be written to"):
+        _ = database.writer.async_
 
 
 @database.reader
@@ -184,9 +265,7 @@ def test_decorator_without_a_context() -> None:
         name_of()  # type: ignore[call-arg]
 
 
-def test_decorated_function_follows_its_context(
-    context: RequestContext, handles2: Handles, service_url: str
-) -> None:
+def test_decorated_function_follows_its_context(context: RequestContext, handles2: Handles, service_url: str) -> None:
     """One function goes to the cell of the context that it is given, each time."""
     other, never = RequestContext(overwrite=False), RequestContext(overwrite=False)
     with Lease(handles2) as lease:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cellmw.cell import Cell
     from cellmw.cells import Cells
+    from cellmw.handles import Handles
     from cellmw.store import Store
 
 SECRET = "s3" + "cret"  # in two parts: a traceback quotes the line
@@ -72,7 +73,7 @@ def test_no_connection(conf: cfg.ConfigOpts, make: object) -> None:
     ids=["no URL", "unknown dialect", "port that is none"],
 )
 def test_bad_connection(conf: cfg.ConfigOpts, url: str, reason: str) -> None:
-    """A URL that can't be used is an error that names the option, and shows nothing secret, in its traceback neither."""
+    """A URL that can't be used is an error that names the option; its whole traceback shows nothing secret."""
     conf.set_override("connection", url, group="api_database")
     with pytest.raises(ConfigError, match=r"^\[api_database\] connection: ") as caught:
         deploy.store(conf)
@@ -128,6 +129,24 @@ def test_pools_of_the_cells(conf: cfg.ConfigOpts, cells: Cells, cell1: Cell) -> 
         assert (lease.handles.engine.pool.size(), lease.handles.engine.pool._max_overflow) == (5, 10)
 
 
+@pytest.mark.parametrize("key", ["name", "uuid"])
+def test_replicas(conf: cfg.ConfigOpts, cells: Cells, cell1: Cell, cell2: Cell, tmp_path: Path, key: str) -> None:
+    """A cell's read replica is configured by the cell's name or uuid; other cells have none."""
+    replica = f"sqlite:///{tmp_path}/replica.sqlite"
+    conf.set_override("slave_connections", {getattr(cell1, key): replica}, group="cellmw_database")
+    with cells.lease(cell1.id) as lease:
+        assert str(lease.handles.replica.url).endswith("/replica.sqlite")
+    with cells.lease(cell2.id) as lease:
+        assert lease.handles.replica is lease.handles.engine
+
+
+def test_asynchronous_readers(conf: cfg.ConfigOpts, cells: Cells, cell1: Cell) -> None:
+    """Whether readers keep to the database itself is configured."""
+    conf.set_override("synchronous_reader", False, group="cellmw_database")
+    with cells.lease(cell1.id) as lease:
+        assert not lease.handles.synchronous_reader
+
+
 def test_mapping_options(conf: cfg.ConfigOpts, store: Store) -> None:
     """The cache of the mappings is as [cellmw] says."""
     conf.set_override("mapping_ttl", 0.0, group="cellmw")
@@ -146,6 +165,28 @@ def test_chosen_settings(conf: cfg.ConfigOpts, store: Store) -> None:
             cells.locate(UUID)
         store.create_instance(UUID, project_id="project")
         assert cells.locate(UUID).project_id == "project"
+
+
+def test_store_of_the_callers(conf: cfg.ConfigOpts, store: Store, cell1: Cell) -> None:
+    """Who has a store already hands it over: it is used, and closed with the cells."""
+    conf.clear_override("connection", group="api_database")
+    cells = deploy.cells(conf, api_database=store)
+    assert cells.all() == [cell1]
+    cells.close()
+    assert repr(store) == "<Store sqlite closed>"
+
+
+def test_opener_of_the_callers(conf: cfg.ConfigOpts, store: Store, cell1: Cell) -> None:
+    """Who opens cells in a way of his own does it with the same configuration."""
+    asked: list[tuple[Cell, cfg.ConfigOpts]] = []
+
+    def opener(cell: Cell, conf: cfg.ConfigOpts) -> Handles:
+        asked.append((cell, conf))
+        return deploy.open_handles(cell, conf)
+
+    with closing(deploy.cells(conf, opener=opener)) as cells, cells.lease(cell1.id) as lease:
+        assert asked == [(cell1, conf)]
+        assert lease.handles.cell == cell1
 
 
 def test_nothing_is_shared(conf: cfg.ConfigOpts, store: Store, cell1: Cell) -> None:

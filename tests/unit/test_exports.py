@@ -56,7 +56,7 @@ def test_import_is_light() -> None:
 
 def test_import_starts_nothing() -> None:
     """Importing every module of the core starts no thread."""
-    script = "import threading, cellmw.filter, cellmw.rpc, cellmw.database, cellmw.memory; print(threading.active_count())"
+    script = "import threading, cellmw.filter, cellmw.rpc, cellmw.database; print(threading.active_count())"
     command = [sys.executable, "-W", "ignore", "-c", script]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from sqlalchemy import text
 from cellmw.context import RequestContext
 from cellmw.exceptions import CellHasNoTransport, ConfigError, DeadlineExceeded
 from cellmw.filter import CELLS_KEY, CellFilter
-from cellmw.lease import DatabaseView
+from cellmw.lease import DatabaseView, lease_of
 from cellmw.trip import TARGET_KEY
 
 if TYPE_CHECKING:
@@ -186,6 +188,23 @@ def test_close(cell_filter: CellFilter, instance: str) -> None:
     assert "closed" in repr(handles)
 
 
+def test_eventlet(
+    conf: cfg.ConfigOpts,
+    store: Store,
+    app: RecordingApp,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that eventlet has patched is warned of, once; any other one is not."""
+    patched: set[str] = set()
+    patcher = types.SimpleNamespace(is_monkey_patched=patched.__contains__)
+    monkeypatch.setitem(sys.modules, "eventlet.patcher", patcher)
+    CellFilter(app, conf).close()
+    patched.add("thread")
+    CellFilter(app, conf).close()
+    assert [message.partition(",")[0] for message in caplog.messages] == ["eventlet has patched this process"]
+
+
 # What it does with a request
 
 
@@ -194,6 +213,7 @@ def test_targeted(cell_filter: CellFilter, app: RecordingApp, instance: str, cel
     assert get(cell_filter).text == "cell1"
     assert app.states == ["targeted"]
     assert app.contexts[0].cell_uuid == cell1.uuid
+    assert lease_of(app.contexts[0].db_connection).instance_uuid == UUID
 
 
 def test_end(cell_filter: CellFilter, app: RecordingApp, instance: str) -> None:
@@ -272,7 +292,9 @@ def test_error_in_the_app(cell_filter: CellFilter, instance: str) -> None:
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["app", "generator"])
 @pytest.mark.parametrize(("error", "code"), [(DeadlineExceeded("a reply"), 503), (CellHasNoTransport, 409)], ids=str)
-def test_error_that_escapes(cell_filter: CellFilter, instance: str, cell1: Cell, error: Any, code: int, lazy: bool) -> None:
+def test_error_that_escapes(
+    cell_filter: CellFilter, instance: str, cell1: Cell, error: Any, code: int, lazy: bool
+) -> None:
     """An error of ours that escapes the app is answered, whether the app is a function or a generator."""
     error = error(cell1) if isinstance(error, type) else error
 
@@ -569,11 +591,30 @@ def test_request_within_a_request(cell_filter: CellFilter, store: Store, instanc
     assert request_within(cell_filter, f"/servers/{OTHER}") == ("cell1", "cell2", "cell1")
 
 
-@pytest.mark.xfail(strict=True, reason="the context is copied with its target, and what has no cell is not targeted anew")
 def test_request_within_a_request_for_what_has_no_cell(cell_filter: CellFilter, store: Store, instance: str) -> None:
     """Such a request for an instance that is being built is aimed nowhere, and not at the other instance's cell."""
     store.create_instance(OTHER, project_id=PROJECT)
     assert request_within(cell_filter, f"/servers/{OTHER}") == ("cell1", "nowhere", "cell1")
+
+
+def test_request_within_a_request_without_a_context(
+    cell_filter: CellFilter, instance: str, store: Store, cell2: Cell
+) -> None:
+    """Such a request whose environ has no context gets one that is made for it, as any other does."""
+    store.create_instance(OTHER, project_id=PROJECT, cell_id=cell2.id)
+    seen: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        seen.append(name_of(environ[CONTEXT]))
+        if len(seen) == 1:
+            inner = {key: value for key, value in environ.items() if key != CONTEXT}
+            list(cell_filter(inner | {"PATH_INFO": f"/servers/{OTHER}"}, lambda *args: None))
+        start_response("200 OK", [])
+        return [b""]
+
+    cell_filter.application = app
+    get(cell_filter)
+    assert seen == ["cell1", "cell2"]
 
 
 def test_context_that_was_aimed_before(cell_filter: CellFilter, app: RecordingApp, instance: str, cell2: Cell) -> None:

@@ -122,8 +122,8 @@ def test_at_most_one_at_a_time(together: Callable[[int, Callable[[int], Any]], l
         return key
 
     def run_often(number: int) -> None:
+        key = number % 2
         for _ in range(200):
-            key = number % 2
             assert runs.run(key, lambda: fetch(key), lambda value: None, None, "") == key
 
     assert together(16, run_often) == [None] * 16
@@ -253,7 +253,6 @@ def test_forgotten_fetch_does_not_end_the_next(runs: Runs) -> None:
     assert fresh.count == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a leader's SystemExit or KeyboardInterrupt is raised in every waiter's thread")
 def test_end_of_a_thread_is_its_own(runs: Runs) -> None:
     """What ends the thread that fetches is no answer to those who wait: one of them fetches instead."""
     ending = Fetch(SystemExit())
@@ -266,7 +265,6 @@ def test_end_of_a_thread_is_its_own(runs: Runs) -> None:
     assert waiter.result() == "value"
 
 
-@pytest.mark.xfail(strict=True, reason="_lead's frame, its flight, the error and its traceback are a reference cycle")
 def test_failed_fetch_leaves_no_garbage() -> None:
     """A fetch that failed keeps nothing of its caller alive: no request waits for the garbage collector."""
 

@@ -148,7 +148,6 @@ def test_age(mappings: Mappings, store: Store, cell1: Cell, clock: Clock) -> Non
     assert mappings.find(UUID).age == 12.5
 
 
-@pytest.mark.xfail(strict=True, reason="loaded_at is taken when the answer arrives, not when it is asked for")
 def test_slow_answer_is_not_new(store: Store, cell1: Cell, clock: Clock) -> None:
     """The TTL begins when the API database is asked, so that a slow answer is not trusted for longer."""
 
@@ -272,7 +271,6 @@ def test_distrust_once_a_second(
     assert len(lookups) == 10
 
 
-@pytest.mark.xfail(strict=True, reason="distrust() goes by the age of the mapping that the request had, not of the cached")
 def test_distrust_by_slow_requests(
     mappings: Mappings, store: Store, cell1: Cell, clock: Clock, lookups: list[str]
 ) -> None:
@@ -338,7 +336,6 @@ def test_writes_of_what_is_not_there(mappings: Mappings, cell1: Cell) -> None:
         mappings.create(UUID, project_id="project")
 
 
-@pytest.mark.xfail(strict=True, reason="schedule() and its kin forget the mapping only where the write was answered")
 def test_write_without_an_answer(store: Store, cell1: Cell, cell2: Cell, clock: Clock) -> None:
     """A write that fails may have been done all the same, so the mapping is looked up again after it."""
 

@@ -21,7 +21,6 @@ def match(routes: Routes, path: str) -> str | None:
     return routes.instance_uuid({"PATH_INFO": path})
 
 
-
 @pytest.mark.parametrize(
     "path",
     [

@@ -94,9 +94,7 @@ def test_no_default() -> None:
         ClientRouter(None, target=TARGET).client(RequestContext(overwrite=False))
 
 
-def test_targeted_without_a_default(
-    context: RequestContext, queue_of: Callable[[Cell], Queue], cell1: Cell
-) -> None:
+def test_targeted_without_a_default(context: RequestContext, queue_of: Callable[[Cell], Queue], cell1: Cell) -> None:
     """A service without a bus of its own reaches cells all the same."""
     queue = queue_of(cell1)
     ClientRouter(None, target=TARGET).client(context).cast(context, "reboot")

@@ -63,6 +63,27 @@ class Server:
         return self.written.append
 
 
+def travel(
+    mapping: Mapping,
+    lease: Lease | None,
+    context: Any,
+    environ: dict[str, Any],
+    server: Server,
+    departed_from: Filter,
+    deadline: float = 0.0,
+) -> Trip:
+    """Depart on a trip, with a context of its own where there is none."""
+    return Trip(
+        mapping=mapping,
+        lease=lease,
+        deadline=deadline,
+        context=context or RequestContext(overwrite=False),
+        environ=environ,
+        start_response=server.start_response,
+        departed_from=departed_from,
+    )
+
+
 @pytest.fixture
 def departed_from(cells: Cells) -> Filter:
     """The filter."""
@@ -89,8 +110,7 @@ def depart(departed_from: Filter, server: Server, environ: dict[str, Any]) -> Ca
         values = {"project_id": "project", "user_id": None, "queued_for_delete": False}
         cell_id = lease.cell.id if lease else None
         mapping = Mapping(UUID, InstanceMapping(UUID, cell_id, **values | row), 60.0)
-        context = context or RequestContext(overwrite=False)
-        return Trip(mapping, lease, 12.5, environ, context, server.start_response, departed_from)
+        return travel(mapping, lease, context, environ, server, departed_from, deadline=12.5)
 
     return depart
 
@@ -143,7 +163,7 @@ def test_building(depart: Callable[..., Trip], environ: dict[str, Any]) -> None:
 def test_unmapped(departed_from: Filter, server: Server, environ: dict[str, Any]) -> None:
     """A trip for an instance without a mapping says so."""
     context = RequestContext(overwrite=False)
-    trip = Trip(Mapping(UUID, None), None, 0.0, environ, context, server.start_response, departed_from)
+    trip = travel(Mapping(UUID, None), None, context, environ, server, departed_from)
     assert (trip.cell, trip.state, trip.queued_for_delete) == (None, "unmapped", False)
 
 
@@ -276,7 +296,7 @@ def test_answer_404_distrusts_the_mapping(
     first = mappings.find(UUID)
     now[0] += 1
     with Lease(handles1) as lease:
-        trip = Trip(first, lease, 0.0, {}, RequestContext(overwrite=False), server.start_response, departed_from)
+        trip = travel(first, lease, None, {}, server, departed_from)
         trip.start_response(status, [])
     assert (mappings.find(UUID) is first) is (lookups == 1)
 

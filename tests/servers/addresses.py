@@ -1,16 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of real servers -> a fresh database or vhost for each user, dropped afterwards; for tests and benchmarks.
+"""Addresses of servers that run already -> a fresh database or vhost for each user, dropped afterwards.
 
-What a user gets is empty and its own, whatever else runs on that server. Three variables say where the servers are,
-a fourth how RabbitMQ is administered, and the last whether a missing server is a failure:
-
-====================================== ======================================================
-``CELLMW_TEST_POSTGRESQL``             ``postgresql+psycopg://postgres@127.0.0.1:5432/postgres``
-``CELLMW_TEST_MARIADB``                ``mysql+pymysql://root@127.0.0.1:3306/``
-``CELLMW_TEST_RABBITMQ``               ``rabbit://guest:guest@127.0.0.1:5672/``
-``CELLMW_TEST_RABBITMQCTL``            ``rabbitmqctl``, run on the broker's own machine
-``CELLMW_TEST_SERVICES``               ``required``: fail where a test would skip
-====================================== ======================================================
+What a user gets is empty and its own, whatever else runs on that server.
 """
 
 from __future__ import annotations
@@ -28,7 +19,7 @@ import sqlalchemy
 from sqlalchemy import exc, pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -53,7 +44,7 @@ def _new_name() -> str:
 
 
 @contextmanager
-def _administration(url: sqlalchemy.URL) -> Iterator[Connection]:
+def administration(url: sqlalchemy.URL) -> Iterator[Connection]:
     """A connection outside any transaction, as CREATE DATABASE wants it on PostgreSQL."""
     engine = sqlalchemy.create_engine(
         url,
@@ -65,26 +56,35 @@ def _administration(url: sqlalchemy.URL) -> Iterator[Connection]:
         yield connection
 
 
+def answer(url: sqlalchemy.URL) -> None:
+    """Connect to a database server.
+
+    :raises sqlalchemy.exc.DBAPIError: if it does not answer
+    """
+    with administration(url):
+        """A connection, which is closed."""
+
+
 def _database_server(what: str, variable: str, default: str) -> sqlalchemy.URL:
     """The address of a database server that answers."""
     url = sqlalchemy.make_url(os.environ.get(variable, default))
     try:
-        with _administration(url):
-            return url
+        answer(url)
     except (exc.DBAPIError, ImportError) as error:
         raise _missing(what, variable, getattr(error, "orig", error)) from error
+    return url
 
 
 @contextmanager
 def postgresql_database(server: sqlalchemy.URL) -> Iterator[str]:
     """An empty database, as a URL; what is still connected to it in the end is cut."""
     name = _new_name()
-    with _administration(server) as connection:
+    with administration(server) as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     try:
         yield server.set(database=name).render_as_string(hide_password=False)
     finally:
-        with _administration(server) as connection:
+        with administration(server) as connection:
             connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
@@ -92,12 +92,12 @@ def postgresql_database(server: sqlalchemy.URL) -> Iterator[str]:
 def mariadb_database(server: sqlalchemy.URL) -> Iterator[str]:
     """An empty database, as a URL; what is still connected to it in the end is cut."""
     name = _new_name()
-    with _administration(server) as connection:
+    with administration(server) as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
     try:
         yield server.set(database=name).render_as_string(hide_password=False)
     finally:
-        with _administration(server) as connection:
+        with administration(server) as connection:
             _drop_mariadb_database(connection, name)
 
 
@@ -114,40 +114,49 @@ def _drop_mariadb_database(connection: Connection, name: str) -> None:
 class Broker:
     """A RabbitMQ server that answers. Lives as long as the test run; makes and drops vhosts."""
 
-    def __init__(self, address: SplitResult, command: list[str]) -> None:
+    def __init__(self, address: SplitResult, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         """Take it as it is.
 
         :param address: its URL, with a user that exists
         :param command: what runs rabbitmqctl for it
+        :param environment: what it is run in, if not in ours
         """
         self._address = address
         self._command = command
+        self._environment = environment
 
     @contextmanager
     def vhost(self) -> Iterator[str]:
         """A fresh vhost, as a transport URL; its connections are closed with it."""
         name = _new_name()
-        self._administer("add_vhost", name)
+        self.administer("add_vhost", name)
         try:
-            self._administer("set_permissions", "-p", name, unquote(self._address.username or "guest"), *[".*"] * 3)
+            self.administer("set_permissions", "-p", name, unquote(self._address.username or "guest"), *[".*"] * 3)
             yield self._address._replace(path=f"/{name}").geturl()
         finally:
-            self._administer("delete_vhost", name)
+            self.administer("delete_vhost", name)
 
-    def _administer(self, *arguments: str) -> None:
+    def administer(self, *arguments: str) -> str:
+        """Run rabbitmqctl.
+
+        :returns: what it prints
+        :raises ServerMissing: if it can't be run, or fails
+        """
         try:
-            subprocess.run(
+            done = subprocess.run(
                 [*self._command, "--quiet", *arguments],
                 check=True,
                 capture_output=True,
                 text=True,
                 timeout=RABBITMQCTL_TIMEOUT,
+                env=self._environment,
             )
         except subprocess.CalledProcessError as failed:
             reason = f"{arguments[0]}: {(failed.stderr or failed.stdout).strip()}"
             raise _missing("rabbitmqctl with the right to make vhosts", "CELLMW_TEST_RABBITMQCTL", reason) from failed
         except OSError as error:
             raise _missing("rabbitmqctl", "CELLMW_TEST_RABBITMQCTL", error) from error
+        return done.stdout
 
 
 def postgresql_server() -> sqlalchemy.URL:
@@ -176,4 +185,6 @@ def rabbitmq_server() -> Broker:
         socket.create_connection((address.hostname, address.port or 5672), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         raise _missing("RabbitMQ", "CELLMW_TEST_RABBITMQ", error) from error
-    return Broker(address, shlex.split(os.environ.get("CELLMW_TEST_RABBITMQCTL", "rabbitmqctl")))
+    broker = Broker(address, shlex.split(os.environ.get("CELLMW_TEST_RABBITMQCTL", "rabbitmqctl")))
+    broker.administer("list_vhosts")
+    return broker

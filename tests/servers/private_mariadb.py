@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private MariaDB server, as fast as one may be that has nothing to keep."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import sqlalchemy
+from sqlalchemy import exc
+
+from tests.servers.addresses import MARIADB, answer
+from tests.servers.private import Home, free_ports, program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOLDERS = ("usr/libexec", "usr/sbin")
+"""Where distributions keep what is not for PATH."""
+
+
+@contextmanager
+def started() -> Iterator[sqlalchemy.URL]:
+    """The address of a server that is gone when the block ends."""
+    install, mariadbd = (program(name, "mariadb", *FOLDERS) for name in ("mariadb-install-db", "mariadbd"))
+    (port,) = free_ports(1)
+    url = sqlalchemy.make_url(MARIADB).set(port=port)
+    with Home("MariaDB") as home:
+        data = f"--datadir={home.path}/data"
+        # no defaults: what this machine's own server is told is none of ours
+        home.run(install, "--no-defaults", data, "--auth-root-authentication-method=normal", "--skip-test-db")
+        home.start(
+            *(mariadbd, "--no-defaults", data, "--bind-address=127.0.0.1", f"--port={port}"),
+            *(f"--socket={home.path}/socket", f"--pid-file={home.path}/pid", "--skip-name-resolve"),
+            *("--innodb-flush-log-at-trx-commit=0", "--skip-innodb-doublewrite"),
+            answers=lambda: answer(url),
+            unless=(exc.DBAPIError,),
+        )
+        yield url
