@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+REQUESTS ?= 1000000
 REQUIREMENTS := setup.cfg setup.py pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
@@ -25,6 +26,7 @@ help:
 	@echo "make sample              write etc/cellmw/cellmw.conf.sample anew, from the options of the code"
 	@echo "make releasenotes        print the release notes"
 	@echo "make bench               measure what a request costs"
+	@echo "make oracle              route a million requests, each answer checked; takes most of an hour"
 	@echo "make clean               remove the environment and everything that was built"
 
 # The file is written last, so an installation that failed half-way is done again.
@@ -97,6 +99,10 @@ docs: $(STAMP)
 .PHONY: bench
 bench: $(STAMP)
 	$(BIN)/python -m bench.request
+
+.PHONY: oracle
+oracle: $(STAMP)
+	CELLMW_TEST_ORACLE_REQUESTS=$(REQUESTS) $(BIN)/python -m pytest tests/functional/test_routing_oracle.py
 
 .PHONY: clean
 clean:

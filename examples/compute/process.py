@@ -9,6 +9,7 @@ standard output. When its input ends, be it that its starter was killed, it ends
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import subprocess
 import sys
@@ -69,13 +70,18 @@ class Process:
         self._process.stdin.close()
 
     def close(self) -> None:
-        """Wait until it has ended, and everything that it said has been heard."""
+        """Wait until it has ended, and everything that it said has been heard.
+
+        :raises RuntimeError: if it has failed; why, stands on the standard error
+        """
         try:
-            self._process.wait(PATIENCE)
+            status = self._process.wait(PATIENCE)
         finally:
             self._process.kill()
             self._listener.join()
             self._process.stdout.close()
+        if status != 0:
+            raise RuntimeError(f"a process of the service has failed with status {status}")
 
     def _ask(self, question: str) -> Any:
         self._tell(question)
@@ -108,6 +114,8 @@ class Process:
 
 def main() -> int:
     """Run the part that the first line of the input plans, until the input ends."""
+    # it warns of what arrives while a worker hangs up
+    logging.getLogger("amqp").setLevel(logging.ERROR)
     configuration, workers = json.loads(sys.stdin.readline())
     plan = Plan(configuration, [CellPlan(*worker) for worker in workers])
     with Part(plan, lambda message: _say("message", message)) as part:

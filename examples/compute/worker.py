@@ -65,7 +65,7 @@ class Worker:
 
         :param transport_url: the cell's queue; None for the one in ``[DEFAULT] transport_url``
         """
-        self._engine = engines.make_engine(database_connection, {}, pre_ping=True)
+        self._engine = engines.make_engine(database_connection, {"mysql_sql_mode": "TRADITIONAL"}, pre_ping=True)
         self._transport = oslo_messaging.get_rpc_transport(conf, url=transport_url)
         self._server = oslo_messaging.get_rpc_server(
             self._transport,

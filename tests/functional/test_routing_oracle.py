@@ -7,10 +7,12 @@ code that is tested.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -32,7 +34,9 @@ LOG = logging.getLogger(__name__)
 
 CELLS = [f"cell{number}" for number in range(1, 9)]
 THREADS = 16
-REQUESTS = 20_000
+REQUESTS = int(os.environ.get("CELLMW_TEST_ORACLE_REQUESTS", "20000"))
+"""How many requests all threads send together; ``make oracle`` sends a million."""
+
 INSTANCES = 50
 """In each cell."""
 
@@ -164,15 +168,30 @@ def clients(
     return [Client(cell_filter, exchange, mapped, random.Random(seed + number)) for number in range(THREADS)]
 
 
-def test_oracle(clients: list[Client], workers: Workers) -> None:
+def test_oracle(clients: list[Client], workers: Workers, capsys: pytest.CaptureFixture[str]) -> None:
     """Of 20,000 requests by 16 threads over 8 cells none reads from a wrong database or sends to a wrong queue."""
     together = threading.Barrier(THREADS)
+    start = time.monotonic()
     with ThreadPoolExecutor(THREADS) as threads:
         for running in [threads.submit(client.run, together) for client in clients]:
             running.result()
     sent = sum((client.sent for client in clients), Counter())
     arrived = Counter(workers.next()[:2] for _ in range(sent.total()))
-    assert [wrong for client in clients for wrong in client.wrong] == []
+    wrong = [wrong for client in clients for wrong in client.wrong]
+    if "CELLMW_TEST_ORACLE_REQUESTS" in os.environ:
+        figures = {
+            "requests": sum(client.asked for client in clients),
+            "threads": THREADS,
+            "cells": len(CELLS),
+            "seconds": round(time.monotonic() - start),
+            "wrong answers": len(wrong),
+            "messages": sent.total(),
+            "messages gone astray": ((sent - arrived) + (arrived - sent)).total(),
+            "leases left open": clients[0].filter.cells.leases,
+        }
+        with capsys.disabled():
+            print("", json.dumps(figures), sep="\n")  # noqa: T201 - this is what it is run for
+    assert wrong == []
     assert arrived == sent
     assert sum(client.asked for client in clients) == REQUESTS
     assert clients[0].filter.cells.leases == 0

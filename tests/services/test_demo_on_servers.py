@@ -67,3 +67,25 @@ def test_succeeds(
     assert re.search(r"^reboot web-2 .* 202 +cell2 +cell2 +cell2$", printed.out, re.MULTILINE)
     left = {name: tables(url) if name.endswith("DB") else queues(rabbitmq_server, url) for name, url in environ.items()}
     assert left == dict.fromkeys(environ, [])
+
+
+def test_part(postgresql_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is not given is made; tables that were there stay, and are empty again."""
+    models.create_all(postgresql_url)
+    assert demo.main([], {"CELL1_DB": postgresql_url}) == 0
+    assert capfd.readouterr().err == ""
+    assert tables(postgresql_url) == ["instances"]
+    assert run(postgresql_url, "SELECT * FROM instances") == []
+
+
+def test_after_a_killed_one(postgresql_url: str, mariadb_url: str) -> None:
+    """What a demo has left that was killed is removed, but for a table that it had found."""
+
+
+@pytest.mark.parametrize("variable", ["API_DB", "CELL0_DB", "CELL2_DB"])
+def test_data(variable: str, postgresql_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A database in which there is anything is refused, and left alone."""
+    run(postgresql_url, "CREATE TABLE somebody (name VARCHAR(10))", "INSERT INTO somebody VALUES ('me')")
+    assert demo.main([], {variable: postgresql_url}) == 2
+    assert capfd.readouterr() == ("", f"{variable} holds data that is not the demo's, in table somebody\n")
+    assert tables(postgresql_url) == ["somebody"]
