@@ -38,6 +38,8 @@ $(STAMP): $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,test,check,docs]'
 	@touch $@
 
+# On servers: make demo API_DB=URL CELL1_DB=URL CELL1_MQ=URL, and CELL0_DB, CELL2_DB, CELL2_MQ; make serve likewise.
+# make puts what its command line sets into the environment, where the demo finds it and no list of processes shows it.
 .PHONY: demo
 demo: $(STAMP)
 	$(BIN)/python -m examples.compute.demo

@@ -214,6 +214,11 @@ def _cell_database_opts() -> list[cfg.Opt]:
     return [*opts, *_REPLICA_OPTS]
 
 
+def names() -> set[str]:
+    """Return the names of the options of ``[cellmw]``."""
+    return {opt.name for opt in _CELLMW_OPTS}
+
+
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """Return every option by its group, as oslo.config's sample and documentation generators want them."""
     return [

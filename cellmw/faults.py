@@ -71,6 +71,7 @@ def fault(error: Exception, environ: WSGIEnvironment, *, admin: bool) -> webob.e
         message = message.format(uuid=getattr(error, "instance_uuid", ""))
     elif admin:
         message = str(error)
+    environ.setdefault("REQUEST_METHOD", "GET")  # a WebOb answer looks it up, also where a server sets none
     response = answer()
     if code == 503:
         response.retry_after = RETRY_AFTER

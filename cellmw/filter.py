@@ -96,7 +96,15 @@ class CellFilter(ConfigurableMiddleware):
 
     @classmethod
     def factory(cls, global_conf: dict[str, Any] | None, **local_conf: Any) -> Callable[[WSGIApplication], CellFilter]:
-        """Make filters for PasteDeploy. Of the ini's ``[DEFAULT]`` section only oslo.middleware's keys are taken."""
+        """Make filters for PasteDeploy. Of the ini's ``[DEFAULT]`` section only oslo.middleware's keys are taken.
+
+        :raises ConfigError: if that section has an option of ours
+        """
+        if hidden := sorted(options.names() & (global_conf or {}).keys()):
+            raise ConfigError(
+                f"[DEFAULT] of the ini has {', '.join(hidden)}: PasteDeploy then hides what the filter's own section "
+                "says of that, so put it into the sections that it is meant for"
+            )
         inherited = {key: value for key, value in (global_conf or {}).items() if key in _PASTE_KEYS}
         return lambda application: cls(application, inherited | local_conf)
 
@@ -124,7 +132,7 @@ class CellFilter(ConfigurableMiddleware):
             return self.answer(error, environ)(environ, start_response)
         try:
             body = self.application(environ, trip.start_response)
-            if type(body) is not list and type(body) is not tuple:
+            if type(body) is not list and type(body) is not tuple and not trip.detached:
                 return Body.around(body, trip)
         except BaseException as error:
             trip.end()
@@ -132,7 +140,7 @@ class CellFilter(ConfigurableMiddleware):
             if answer is None:
                 raise
             return answer
-        # complete already: nothing in it can reach for the cell any more, and the server gets to see its length
+        # nothing in it reaches for the cell any more: the server gets to see its length, or that it is a file
         trip.end()
         return body
 
@@ -182,7 +190,7 @@ class CellFilter(ConfigurableMiddleware):
             return self.answer(error, environ)(environ, start_response)
         try:
             body = self(environ, start_response)
-            if type(body) is not list and type(body) is not tuple:
+            if isinstance(body, Body):
                 return Body.around(body, loan)
         except BaseException:
             loan.end()

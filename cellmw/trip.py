@@ -47,6 +47,7 @@ class Trip:
     The app finds it in its environ, and may read:
 
     :ivar deadline: the moment by which the request has to be done waiting, on the clock of ``time.monotonic()``
+    :ivar detached: whether the app has given the handles back before the end
     :ivar status: the status line that the app has answered, empty before that
 
     and the properties. ``end()`` undoes what was done for the request; the filter sees to it that this happens once.
@@ -60,6 +61,7 @@ class Trip:
         "_mapping",
         "_start_response",
         "deadline",
+        "detached",
         "status",
     )
 
@@ -81,6 +83,7 @@ class Trip:
         self._start_response = start_response
         self._filter = departed_from
         self.status = ""
+        self.detached = False
         self._before = None
         if lease is not None:
             try:
@@ -118,7 +121,11 @@ class Trip:
         return self._mapping.queued_for_delete
 
     def detach(self) -> None:
-        """Give the handles back now: for a handler that goes on for hours and is done with its cell."""
+        """Give the handles back now: for a handler that goes on for hours and is done with its cell.
+
+        A body that is returned after that goes to the server as it is, which may send a file by its own means then.
+        """
+        self.detached = True
         if self._lease is not None:
             self._lease.release()
 

@@ -3,8 +3,9 @@
 
 ``python -m examples.compute.demo`` runs it. In the order of a request: ``context.py`` (who asks), cellmw's filter
 (which cell), ``controllers.py`` (what is asked), ``scheduler.py`` (the one place where a cell is chosen), ``worker.py``
-(what runs in a cell) and ``models.py`` (what a cell's database holds). ``deployment.py`` sets it all up in a folder,
-and ``witness.py`` looks from outside at what happened.
+(what runs in a cell) and ``models.py`` (what a cell's database holds). The rest is the demo: ``deployment.py`` sets it
+all up, in a folder or at the ``places.py`` that were given, ``part.py`` and ``process.py`` run it in one process or in
+several, and ``witness.py`` looks from outside at what happened.
 """
 
 import warnings

@@ -156,6 +156,8 @@ class ComputeAPI:
             response = handle(request, **arguments)
         except exc.HTTPError as error:
             response = fault(error)
+        except UnicodeDecodeError:
+            response = fault(exc.HTTPBadRequest("The path is not UTF-8."))
         except NotTargeted:
             response = fault(exc.HTTPConflict("The instance is still being scheduled."))
         except StoreUnavailable:

@@ -27,10 +27,11 @@ def started() -> Iterator[sqlalchemy.URL]:
     url = sqlalchemy.make_url(MARIADB).set(port=port)
     with Home("MariaDB") as home:
         data = f"--datadir={home.path}/data"
+        small = "--innodb-log-file-size=8M"
         # no defaults: what this machine's own server is told is none of ours
-        home.run(install, "--no-defaults", data, "--auth-root-authentication-method=normal", "--skip-test-db")
+        home.run(install, "--no-defaults", data, small, "--auth-root-authentication-method=normal", "--skip-test-db")
         home.start(
-            *(mariadbd, "--no-defaults", data, "--bind-address=127.0.0.1", f"--port={port}"),
+            *(mariadbd, "--no-defaults", data, small, "--bind-address=127.0.0.1", f"--port={port}"),
             *(f"--socket={home.path}/socket", f"--pid-file={home.path}/pid", "--skip-name-resolve"),
             *("--innodb-flush-log-at-trx-commit=0", "--skip-innodb-doublewrite"),
             answers=lambda: answer(url),

@@ -640,3 +640,9 @@ def test_response_that_was_404(cell_filter: CellFilter, instance: str, store: St
     get(cell_filter)
     cell_filter.application = app
     assert get(cell_filter).text == "cell2"
+
+
+def test_option_in_the_default_section(app: RecordingApp) -> None:
+    """An option in the ini's [DEFAULT], which hides that of the filter's own section, is refused."""
+    with pytest.raises(ConfigError, match=r"\[DEFAULT\] of the ini has enabled, trust_header"):
+        CellFilter.factory({"trust_header": "true", "enabled": "true", "here": "/etc"})

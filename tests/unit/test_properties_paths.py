@@ -88,7 +88,7 @@ def latin1(text: bytes) -> str:
 
 any_text = st.binary(max_size=12).map(latin1)
 uuids = st.sampled_from([MAPPED, MAPPED.upper(), UNMAPPED]) | st.uuids().map(str)
-versions = st.sampled_from(["v2", "v2.1", "v10.12", "v", "v2.", "v2.1.3", "v٣".encode().decode("latin-1")])
+versions = st.sampled_from(["v2", "v2.1", "v10.12", "v", "v2.", "v2.1.3", "v2x1", "v٣".encode().decode("latin-1")])
 words = st.sampled_from(["servers", "volumes", "detail", "a.b+(c)", ""]) | any_text
 odd_characters = st.sampled_from("/\0\n\r%.;?- x٣\xff\u20ac\ud800")
 

@@ -288,6 +288,7 @@ class Pipeline:
         server.serve(self.filter, environ)
         assert all(app.targeted)
         assert TARGET_KEY not in environ
+        assert ("cellmw.context" in environ) is with_context
         assert (self.filter.cells.leases, self.ends) == (0, 1)
         return server.events
 
@@ -333,6 +334,7 @@ scripts = st.builds(Script, befores, kinds, chunks, st.just([]) | st.lists(steps
 @given(scripts, st.integers(0, 5), st.sampled_from([1, 2]), st.booleans())
 @example(Script(["start"], "generator app", [["chunk one"], ["fail", "chunk"]]), 5, 1, False)
 @example(Script([], "closable", [["start", "chunk one"], ["chunk two"]], ["fail"]), 1, 2, False)
+@example(Script([], "closable", [["start", "chunk one"], ["chunk two"], ["chunk"]]), 2, 1, True)
 @example(Script(["start", "write", "start over"], "list", [["chunk"]]), 5, 1, True)
 def test_same_as_without(pipeline: Pipeline, script: Script, read: int, closes: int, with_context: bool) -> None:
     """All that happens is what happens without the filter, in the same order."""
