@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import waitress
 from oslo_config import cfg
 from paste import deploy as paste_deploy
+from waitress import wasyncore
 
 from cellmw.filter import CellFilter
 from examples.compute.witness import Message, Watched
@@ -122,8 +124,12 @@ class Server:
     """
 
     def __init__(self, app: WSGIApplication) -> None:
-        self._waitress = waitress.create_server(app, host="127.0.0.1", port=0, threads=4)
-        self._thread = threading.Thread(target=self._waitress.run, name="waitress")
+        # it warns when a request comes before all of its threads have started
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+        self._sockets: dict[int, Any] = {}
+        self._waitress = waitress.create_server(app, map=self._sockets, host="127.0.0.1", port=0, threads=4)
+        self._thread = threading.Thread(target=self._run, name="waitress")
+        self._ending = threading.Event()
         self.url = f"http://127.0.0.1:{self._waitress.effective_port}"
 
     def __enter__(self) -> Self:
@@ -133,18 +139,22 @@ class Server:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close all sockets, which ends the thread, and wait until the last request has ended."""
-        if self._thread.is_alive():
-            # only the thread that waits on the sockets may close them
-            self._waitress.trigger.pull_trigger(self._close_sockets)
-            self._thread.join()
-            self._waitress.task_dispatcher.shutdown()
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            wasyncore.loop(timeout=1, map=self._sockets, count=1)
 
-    def _close_sockets(self) -> None:
-        for channel in list(self._waitress.active_channels.values()):
-            channel.handle_close()
-        self._waitress.close()
+    def close(self) -> None:
+        """Hang up on all clients, and wait until the last request has ended."""
+        if self._thread.is_alive():
+            self._ending.set()
+            self._waitress.pull_trigger()
+            # before that thread has ended, nobody else may close its sockets
+            self._thread.join()
+            for channel in list(self._waitress.active_channels.values()):
+                channel.handle_close()
+            self._waitress.task_dispatcher.shutdown()
+            # the last of all: a request that ends pulls the trigger, which is closed here
+            self._waitress.close()
 
 
 def _find_filter(urlmap: Any) -> CellFilter:
