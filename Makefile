@@ -13,7 +13,7 @@ REQUIREMENTS := setup.cfg setup.py pyproject.toml requirements.txt
 help:
 	@echo "make demo                run the demo: two cells, real HTTP requests, a table of what went where"
 	@echo "make serve               leave the demo running, for curl"
-	@echo "make test                run the tests; those that need a server skip where it does not answer"
+	@echo "make test                run the tests, with servers of their own where none answers; skip what is not installed"
 	@echo "make check               run all that a change has to pass besides the tests and the demo:"
 	@echo "  make lint                ruff: mistakes, form, and the licence on top of each file"
 	@echo "  make types               mypy, in its strict mode"
@@ -39,7 +39,7 @@ $(STAMP): $(REQUIREMENTS)
 	@touch $@
 
 # On servers: make demo API_DB=URL CELL1_DB=URL CELL1_MQ=URL, and CELL0_DB, CELL2_DB, CELL2_MQ; make serve likewise.
-# make puts what its command line sets into the environment, where the demo finds it and no list of processes shows it.
+# make puts what its command line sets into the environment, where the demo finds it.
 .PHONY: demo
 demo: $(STAMP)
 	$(BIN)/python -m examples.compute.demo
@@ -48,9 +48,10 @@ demo: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/python -m examples.compute.demo --serve
 
+# Side by side, as many as there are processors; the tests of one file stay together.
 .PHONY: test
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n auto --dist loadfile tests
 
 .PHONY: check
 check: lint types layers check-sample check-releasenotes package docs

@@ -112,7 +112,8 @@ class CellFilter(ConfigurableMiddleware):
         """Take one request to its cell, or let it through where its path names no instance."""
         if not self._enabled:
             return self.application(environ, start_response)
-        environ.setdefault(CELLS_KEY, self.cells)
+        if CELLS_KEY not in environ:
+            environ[CELLS_KEY] = self.cells
         try:
             instance_uuid = self._instance_uuid(environ)
         except CellmwError as error:
@@ -163,8 +164,9 @@ class CellFilter(ConfigurableMiddleware):
     def _depart(
         self, instance_uuid: str, context: Any, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Trip:
-        deadline = monotonic() + self._request_timeout
-        mapping = self._find(instance_uuid, deadline)
+        now = monotonic()
+        deadline = now + self._request_timeout
+        mapping = self._find(instance_uuid, deadline, now)
         if self._header is not None or mapping.project_id != context.project_id:
             self._check_project(mapping, context, environ)
         if mapping.cell_id is None:

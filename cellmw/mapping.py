@@ -79,16 +79,17 @@ class Mappings:
         self._cache: OrderedDict[str, Mapping] = OrderedDict()
         self._flights: Flights[str, Mapping] = Flights()
 
-    def find(self, instance_uuid: str, deadline: Deadline | None = None) -> Mapping:
+    def find(self, instance_uuid: str, deadline: Deadline | None = None, now: float | None = None) -> Mapping:
         """Return what the API database says of this instance, or has said a short while ago.
 
         :param instance_uuid: in lower case
+        :param now: the time on the clock of ``time.monotonic()``, for a caller who has just looked
         :returns: a mapping in any case; its ``exists`` is false where there is none
         :raises StoreUnavailable: if it is not in the cache and the API database does not answer
         :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
         """
         mapping = self._cache.get(instance_uuid)
-        if mapping is None or mapping.expires_at <= monotonic():
+        if mapping is None or mapping.expires_at <= (now or monotonic()):
             mapping = self._load(instance_uuid, deadline)
         return mapping
 

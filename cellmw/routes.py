@@ -40,7 +40,10 @@ class Routes:
 
     def instance_uuid(self, environ: WSGIEnvironment) -> str | None:
         """Return the uuid that the request's PATH_INFO names, in lower case, or None."""
-        path = environ.get("PATH_INFO", "")
+        try:
+            path = environ["PATH_INFO"]
+        except KeyError:  # which is how a server may say that it is empty
+            return None
         found = self._match(path)
         if found is None or not (path.isascii() or _is_utf8(path)):
             return None

@@ -132,7 +132,7 @@ class Trip:
     def start_response(self, status: str, headers: Headers, exc_info: ExcInfo = None) -> Write:
         """What the app gets as its ``start_response``, so that its status is seen."""
         self.status = status
-        if status[:3] == "404":
+        if "404" <= status < "405":
             self._filter.cells.mappings.distrust(self._mapping)
         if exc_info is None:
             return self._start_response(status, headers)

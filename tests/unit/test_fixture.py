@@ -6,6 +6,7 @@ What the manual says of them is run from its own lines.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -622,7 +623,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     for file, code in (examples() | {"test_leak.py": LEAKY}).items():
         (folder / file).write_text(code)
     command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider"]
-    return subprocess.run([*command, "-c", "/dev/null", "."], cwd=folder, capture_output=True, text=True).stdout
+    wide = os.environ | {"COLUMNS": "200"}  # pytest cuts the lines of its summary at this
+    run = subprocess.run([*command, "-c", "/dev/null", "."], cwd=folder, capture_output=True, text=True, env=wide)
+    return run.stdout
 
 
 @pytest.mark.parametrize("test", TESTS)
