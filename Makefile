@@ -48,10 +48,9 @@ demo: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/python -m examples.compute.demo --serve
 
-# Side by side, as many as there are processors; the tests of one file stay together.
 .PHONY: test
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile tests
+	$(BIN)/python -m pytest tests
 
 .PHONY: check
 check: lint types layers check-sample check-releasenotes package docs

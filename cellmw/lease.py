@@ -121,17 +121,19 @@ class Lease:
 
 
 def _end_session(session: Session | Connection, thread: int, cell: Cell) -> None:
-    if not session.in_transaction():
-        return
+    busy = session.in_transaction()
     if thread != threading.get_ident():
-        LOG.warning("cell %s: another thread still has a session open, which is its own to close", cell)
+        if busy:
+            LOG.warning("cell %s: another thread still has a session open, which is its own to close", cell)
         return
-    LOG.warning("cell %s: a session was left open at the end of the request; it is rolled back and closed", cell)
+    if busy:
+        LOG.warning("cell %s: a session was left open at the end of the request; it is rolled back and closed", cell)
     try:
         try:
-            session.rollback()
+            if busy:
+                session.rollback()
         finally:
-            session.close()
+            session.close()  # one between two transactions, too: it would go on in the cell
     except Exception:
         LOG.warning("cell %s: closing a session that was left open failed", cell, exc_info=True)
 

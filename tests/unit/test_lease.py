@@ -1139,3 +1139,16 @@ def test_oslo_messaging_sends_by_the_driver() -> None:
     """A transport sends by nothing but its driver, which it looks up each time."""
     for send in (Transport._send, Transport._send_notification):
         assert "self._driver.send" in inspect.getsource(send)
+
+
+def test_session_between_two_transactions(
+    database: DatabaseView, lease: Lease, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session that was left open after its commit is closed as well, with no word: it would go on in the cell."""
+    session = database.writer.get_sessionmaker()()
+    session.execute(INSERT)
+    session.commit()
+    lease.release()
+    with pytest.raises(exc.InvalidRequestError, match="permanently closed"):
+        session.execute(text("SELECT 1"))
+    assert caplog.text == ""

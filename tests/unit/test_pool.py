@@ -44,8 +44,9 @@ class Opener:
         if cell.id in self.slow:
             self.begun.release()
             assert self.go_on.wait(PATIENCE)
-        self.opened.append(Handles.open(cell, self._conf, {}))
-        return self.opened[-1]
+        handles = Handles.open(cell, self._conf, {})
+        self.opened.append(handles)
+        return handles
 
     @property
     def names(self) -> list[str]:
