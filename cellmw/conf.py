@@ -149,9 +149,8 @@ API database for every request.
         default=100_000,
         min=1,
         help="""
-How many mappings one worker process remembers, at about 500 bytes each; the one looked up first
-goes first. Raise
-it where more instances than this are in use at a time, which shows as a steady rate of look-ups in the API database.
+How many mappings one worker process remembers, at about 500 bytes each; the one looked up first goes first. Raise it
+where more instances than this are in use at a time, which shows as a steady rate of look-ups in the API database.
 """,
     ),
     cfg.FloatOpt(
