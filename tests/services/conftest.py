@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures: a fresh database or vhost on a real server for each test, dropped when the test has ended.
 
-A server that does not answer is started for the test run, and ended with it. Where it is not installed either the test
-is skipped; where ``CELLMW_TEST_SERVICES`` is ``required`` it fails. ``tests/servers`` says how to name other servers.
+The servers themselves are in ``tests/conftest.py``.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,40 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import sqlalchemy
-
-T = TypeVar("T")
-
-
-def _found(server: Callable[[], T]) -> T:
-    """Return the server; where it is missing, skip, or fail where servers are required."""
-    try:
-        return server()
-    except servers.ServerMissing as missing:
-        if os.environ.get("CELLMW_TEST_SERVICES") == "required":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[sqlalchemy.URL]:
-    """The address of a PostgreSQL server, as a user who may create databases."""
-    with ExitStack() as stack:
-        yield _found(lambda: stack.enter_context(servers.postgresql()))
-
-
-@pytest.fixture(scope="session")
-def mariadb_server() -> Iterator[sqlalchemy.URL]:
-    """The address of a MariaDB server, as a user who may create databases."""
-    with ExitStack() as stack:
-        yield _found(lambda: stack.enter_context(servers.mariadb()))
-
-
-@pytest.fixture(scope="session")
-def rabbitmq_server() -> Iterator[servers.Broker]:
-    """A RabbitMQ server that takes new vhosts."""
-    with ExitStack() as stack:
-        yield _found(lambda: stack.enter_context(servers.rabbitmq()))
-
 
 @pytest.fixture
 def new_postgresql_url(postgresql_server: sqlalchemy.URL) -> Iterator[Callable[[], str]]:
