@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NOVA_VENV ?= .venv-nova
+NOVA_BIN := $(NOVA_VENV)/bin
+NOVA_STAMP := $(NOVA_VENV)/.installed
 REQUESTS ?= 1000000
 REQUIREMENTS := setup.cfg setup.py pyproject.toml requirements.txt
 
@@ -14,6 +17,7 @@ help:
 	@echo "make demo                run the demo: two cells, real HTTP requests, a table of what went where"
 	@echo "make serve               leave the demo running, for curl"
 	@echo "make test                run the tests, with servers of their own where none answers; skip what is not installed"
+	@echo "make test-nova           run the tests in a real Nova, on SQLite and then on the servers, in an environment of its own"
 	@echo "make check               run all that a change has to pass besides the tests and the demo:"
 	@echo "  make lint                ruff: mistakes, form, and the licence on top of each file"
 	@echo "  make types               mypy, in its strict mode"
@@ -26,6 +30,7 @@ help:
 	@echo "make sample              write etc/cellmw/cellmw.conf.sample anew, from the options of the code"
 	@echo "make releasenotes        print the release notes"
 	@echo "make bench               measure what a request costs"
+	@echo "make bench-nova          measure it beside what Nova does without the filter"
 	@echo "make oracle              route a million requests, each answer checked; takes most of an hour"
 	@echo "make clean               remove the environment and everything that was built"
 
@@ -50,7 +55,19 @@ serve: $(STAMP)
 
 .PHONY: test
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --ignore tests/nova
+
+# Nova brings its own versions of much that cellmw uses.
+$(NOVA_STAMP): $(REQUIREMENTS)
+	test -x $(NOVA_BIN)/python || $(PYTHON) -m venv $(NOVA_VENV)
+	$(NOVA_BIN)/python -m pip install --quiet --upgrade 'pip>=23'
+	$(NOVA_BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,test,nova]'
+	@touch $@
+
+.PHONY: test-nova
+test-nova: $(NOVA_STAMP)
+	$(NOVA_BIN)/python -m pytest tests/nova --deployment sqlite
+	$(NOVA_BIN)/python -m pytest tests/nova --deployment servers
 
 .PHONY: check
 check: lint types layers check-sample check-releasenotes package docs
@@ -102,11 +119,15 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m bench.request
 
+.PHONY: bench-nova
+bench-nova: $(NOVA_STAMP)
+	$(NOVA_BIN)/python -m bench.vs_nova
+
 .PHONY: oracle
 oracle: $(STAMP)
 	CELLMW_TEST_ORACLE_REQUESTS=$(REQUESTS) $(BIN)/python -m pytest tests/functional/test_routing_oracle.py
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) .tox dist build doc/build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NOVA_VENV) .tox dist build doc/build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	rm -f AUTHORS ChangeLog RELEASENOTES.rst releasenotes/notes/reno.cache

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import oslo_context.context
 from oslo_db.sqlalchemy import enginefacade
 
-from cellmw.lease import DatabaseView, TransportView, lease_of, new_view
+from cellmw.lease import DatabaseView, NoTransport, TransportView, new_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from cellmw.lease import Lease
 
-Before = tuple[Any, Any, Any, Any]
-"""A context, and the ``db_connection``, ``mq_connection`` and ``cell_uuid`` that it had."""
+Before = tuple[Any, DatabaseView, TransportView | NoTransport, tuple[Any, Any, Any]]
+"""A context, the views that were put on it, and the ``db_connection``, ``mq_connection`` and ``cell_uuid`` it had."""
 
 
 @enginefacade.transaction_context_provider
@@ -35,7 +35,7 @@ class RequestContext(oslo_context.context.RequestContext):
     """
 
     db_connection: DatabaseView | None = None
-    mq_connection: TransportView | None = None
+    mq_connection: TransportView | NoTransport | None = None
     cell_uuid: str | None = None
 
 
@@ -70,31 +70,37 @@ class ContextLoan:
 def target(context: Any, lease: Lease) -> Before | None:
     """Aim the context at the lease's cell: set ``db_connection``, ``mq_connection`` and ``cell_uuid``.
 
-    :returns: the target that was there before, for :func:`untarget`; None where there was none, and so nothing to undo:
-        the views stay on the context, closed, and whoever still holds it then gets LeaseClosed instead of the service's
-        default database and bus
+    :returns: what :func:`untarget` takes; None where the context was aimed at no cell before, and so nothing is to be
+        undone: the views stay on the context, closed, and whoever still holds it then gets LeaseClosed instead of the
+        service's default database and bus
     """
     try:
         aimed = context.db_connection is not None or context.mq_connection is not None
     except AttributeError:
         aimed = False
-    before = (context, context.db_connection, context.mq_connection, context.cell_uuid) if aimed else None
+    before = (context.db_connection, context.mq_connection, context.cell_uuid) if aimed else None
+    handles = lease.handles
     database = new_view(DatabaseView)
-    transport = new_view(TransportView)
-    database._lease = transport._lease = lease
+    database._lease = lease
+    transport: TransportView | NoTransport
+    if handles.transport is None:
+        transport = NoTransport(lease.cell, handles.conf)
+    else:
+        transport = new_view(TransportView)
+        transport._lease = lease
     context.db_connection = database
     context.mq_connection = transport
     context.cell_uuid = lease.cell.uuid
-    return before
+    return None if before is None else (context, database, transport, before)
 
 
-def untarget(lease: Lease, before: Before) -> None:
+def untarget(before: Before) -> None:
     """Bring back the target that was there before, and leave alone whatever the application has put in its place."""
-    context, database, transport, cell_uuid = before
-    if lease_of(context.db_connection) is lease:
+    context, ours, our_transport, (database, transport, cell_uuid) = before
+    if context.db_connection is ours:
         context.db_connection = database
         context.cell_uuid = cell_uuid
-    if lease_of(context.mq_connection) is lease:
+    if context.mq_connection is our_transport:
         context.mq_connection = transport
 
 

@@ -138,7 +138,14 @@ def _end_session(session: Session | Connection, thread: int, cell: Cell) -> None
         LOG.warning("cell %s: closing a session that was left open failed", cell, exc_info=True)
 
 
-class TransportView(oslo_messaging.transport.RPCTransport):
+class _StaysHere:
+    """Refuses to be pickled or deep-copied."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(_NOT_PORTABLE)
+
+
+class TransportView(_StaysHere, oslo_messaging.transport.RPCTransport):
     """What a request sees of its cell's transport: an RPCTransport for clients and notifiers, not for servers.
 
     Lives as long as whatever refers to it, and works as long as its lease is open.
@@ -153,10 +160,8 @@ class TransportView(oslo_messaging.transport.RPCTransport):
 
     @property
     def _driver(self) -> Any:
-        handles = self._lease.handles
-        if handles.transport is None:
-            raise CellHasNoTransport(handles.cell)
-        return handles.transport._driver
+        transport: Any = self._lease.handles.transport
+        return transport._driver
 
     def client(self, key: object, make: Callable[[], oslo_messaging.RPCClient]) -> oslo_messaging.RPCClient:
         """Return the client that this lease has for ``key``, made on first use."""
@@ -175,11 +180,28 @@ class TransportView(oslo_messaging.transport.RPCTransport):
         """Refuse: the transport is shared with every other request for the cell."""
         raise TypeError(f"{self!r} can't be cleaned up: the transport is shared with other requests")
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(_NOT_PORTABLE)
-
     def __repr__(self) -> str:
         return f"<TransportView {self._lease!r}>"
+
+
+class NoTransport(_StaysHere, oslo_messaging.transport.RPCTransport):
+    """What a request sees as the transport of a cell that has none: every use of it raises CellHasNoTransport.
+
+    Lives as long as whatever refers to it, and ends with no lease: Nova's ``set_target_cell`` takes what it finds on
+    the context of its first request for cell0, and puts it on those of all later ones.
+    """
+
+    def __init__(self, cell: Cell, conf: Any) -> None:
+        # not super().__init__(): it takes a driver
+        self._cell = cell
+        self.conf = conf
+
+    @property
+    def _driver(self) -> NoReturn:
+        raise CellHasNoTransport(self._cell)
+
+    def __repr__(self) -> str:
+        return f"<NoTransport cell={self._cell}>"
 
 
 class _Itself:
@@ -189,7 +211,7 @@ class _Itself:
         return instance
 
 
-class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[misc] # oslo.db gives the class no name
+class DatabaseView(_StaysHere, type(enginefacade.transaction_context())):  # type: ignore[misc] # oslo.db gives the class no name
     """What a request sees of its cell's database: an oslo.db transaction context, with ``.reader``, ``.writer``, ...
 
     Lives as long as whatever refers to it, and works as long as its lease is open, a kept ``.reader`` and a function
@@ -218,9 +240,6 @@ class DatabaseView(type(enginefacade.transaction_context())):  # type: ignore[mi
         raise TypeError(f"{self!r} can't be changed: the database is shared with other requests")
 
     append_on_engine_create = configure = dispose_pool = make_new_manager = patch_engine = patch_factory = _refuse
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(_NOT_PORTABLE)
 
     def __repr__(self) -> str:
         return f"<DatabaseView {self._root._lease!r}>"

@@ -145,8 +145,8 @@ class Trip:
         """
         lease = self._lease
         try:
-            if lease is not None and self._before is not None:
-                untarget(lease, self._before)
+            if self._before is not None:
+                untarget(self._before)
         finally:
             self._environ.pop(TARGET_KEY, None)
             if lease is not None:

@@ -3,15 +3,25 @@
 
 A server that does not answer is started for the test run, and ended with it. Where it is not installed either the test
 is skipped; where ``CELLMW_TEST_SERVICES`` is ``required`` it fails. ``tests/servers`` says how to name other servers.
+
+In a test every warning is an error. What two libraries say of themselves while they are imported is not about us, so
+that is done here: oslo.messaging imports oslo.service, which imports the deprecated eventlet, and WebOb the deprecated
+cgi.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import oslo_messaging  # noqa: F401
+    import webob  # noqa: F401
 
 from tests import servers
 

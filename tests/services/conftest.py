@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy
 
+
 @pytest.fixture
 def new_postgresql_url(postgresql_server: sqlalchemy.URL) -> Iterator[Callable[[], str]]:
     """Each call creates an empty PostgreSQL database and returns its URL; all are dropped after the test."""

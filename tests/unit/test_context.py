@@ -65,7 +65,7 @@ def test_previous_target_comes_back(context: RequestContext, lease2: Lease, cell
     previous = (context.db_connection, context.mq_connection)
     before = target(context, lease2)
     assert context.cell_uuid == cell2.uuid
-    untarget(lease2, before)
+    untarget(before)
     assert (context.db_connection, context.mq_connection) == previous
     assert context.cell_uuid == cell1.uuid
 
@@ -77,9 +77,9 @@ def test_nested_targets(lease: Lease, lease2: Lease, handles1: Handles, cell1: C
     before2 = target(context, lease2)
     with Lease(handles1) as lease3:
         before3 = target(context, lease3)
-        untarget(lease3, before3)
+        untarget(before3)
     assert context.cell_uuid == cell2.uuid
-    untarget(lease2, before2)
+    untarget(before2)
     assert context.cell_uuid == cell1.uuid
 
 
@@ -88,7 +88,7 @@ def test_foreign_target_comes_back(lease: Lease) -> None:
     context = ForeignContext()
     context.db_connection, context.mq_connection, context.cell_uuid = "database", "transport", "uuid"
     before = target(context, lease)
-    untarget(lease, before)
+    untarget(before)
     assert vars(context) == {"db_connection": "database", "mq_connection": "transport", "cell_uuid": "uuid"}
 
 
@@ -98,7 +98,7 @@ def test_replaced_database_stays(context: RequestContext, lease2: Lease) -> None
     before = target(context, lease2)
     theirs: Any = enginefacade.transaction_context()
     context.db_connection, context.cell_uuid = theirs, "theirs"
-    untarget(lease2, before)
+    untarget(before)
     assert (context.db_connection, context.cell_uuid) == (theirs, "theirs")
     assert context.mq_connection is transport
 
@@ -107,7 +107,7 @@ def test_replaced_transport_stays(context: RequestContext, lease2: Lease, handle
     """A transport that the application has put in place of ours is the application's."""
     before = target(context, lease2)
     context.mq_connection = handles2.transport
-    untarget(lease2, before)
+    untarget(before)
     assert context.mq_connection is handles2.transport
     assert context.cell_uuid == cell1.uuid
 
@@ -118,7 +118,7 @@ def test_target_of_another_trip_stays(context: RequestContext, lease2: Lease, ha
     with Lease(handles1) as third:
         target(context, third)
         views = (context.db_connection, context.mq_connection)
-        untarget(lease2, before)
+        untarget(before)
         assert (context.db_connection, context.mq_connection) == views
 
 
@@ -126,7 +126,7 @@ def test_target_with_modifiers(context: RequestContext, lease2: Lease, cell2: Ce
     """A view that the application has put modifiers on is the application's, and raises after the release."""
     before = target(context, lease2)
     context.db_connection = context.db_connection.writer
-    untarget(lease2, before)
+    untarget(before)
     lease2.release()
     assert context.cell_uuid == cell2.uuid
     with pytest.raises(LeaseClosed), context.db_connection.using(context):

@@ -27,7 +27,7 @@ from cellmw.context import RequestContext, target
 from cellmw.engines import WRITER
 from cellmw.exceptions import CellHasNoTransport, CellsClosed, LeaseClosed
 from cellmw.handles import Handles
-from cellmw.lease import DatabaseView, Lease, TransportView, lease_of
+from cellmw.lease import DatabaseView, Lease, NoTransport, TransportView, lease_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -548,13 +548,13 @@ def test_view_is_not_cleaned_up(transport: TransportView, handles1: Handles) -> 
 
 
 @pytest.fixture
-def no_transport(handles0: Handles) -> Iterator[TransportView]:
-    """A view of the transport that cell0 does not have."""
+def no_transport(handles0: Handles) -> Iterator[NoTransport]:
+    """What stands for the transport that cell0 does not have."""
     with Lease(handles0) as lease:
         yield views(lease)[1]
 
 
-def test_cell_without_a_queue(no_transport: TransportView, handles1: Handles) -> None:
+def test_cell_without_a_queue(no_transport: NoTransport, handles1: Handles) -> None:
     """Where the cell has no queue a client can be made, and prepared; each use of it says so."""
     client = oslo_messaging.get_rpc_client(no_transport, TARGET)
     for caller in (client, client.prepare(server="host")):
@@ -564,18 +564,26 @@ def test_cell_without_a_queue(no_transport: TransportView, handles1: Handles) ->
             caller.call({}, "reboot")
 
 
-def test_first_cell_without_a_queue(no_transport: TransportView) -> None:
+def test_first_cell_without_a_queue(no_transport: NoTransport) -> None:
     """It says so also where no cell with a queue has been opened yet."""
     with pytest.raises(CellHasNoTransport):
         oslo_messaging.get_rpc_client(no_transport, TARGET).cast({}, "reboot")
 
 
-def test_closed_lease_on_a_cell_without_a_queue(handles0: Handles) -> None:
-    """That the request has ended goes before that there is no queue."""
+def test_cell_without_a_queue_after_the_lease(handles0: Handles) -> None:
+    """That there is no queue holds after the request, too: whoever keeps its transport can never reach another's."""
     with Lease(handles0) as lease:
-        client = oslo_messaging.get_rpc_client(views(lease)[1], TARGET)
-    with pytest.raises(LeaseClosed):
+        transport = views(lease)[1]
+    client = oslo_messaging.get_rpc_client(transport, TARGET)
+    with pytest.raises(CellHasNoTransport):
         client.cast({}, "reboot")
+
+
+def test_no_transport_stays_here(no_transport: NoTransport) -> None:
+    """It is no more portable than a transport, and says what it is."""
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(no_transport)
+    assert repr(no_transport) == "<NoTransport cell=cell0>"
 
 
 # What escapes: how a database or a queue could be kept for longer than the request
