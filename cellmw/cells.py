@@ -7,20 +7,28 @@ Who makes one is deploy.py; who calls it, for a request, is filter.py.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
+import threading
 from typing import TYPE_CHECKING, Any, Self
 
 from cellmw.context import copy_context, target
-from cellmw.exceptions import CellNotFound, InstanceNotMapped
+from cellmw.exceptions import CellNotFound, InstanceNotMapped, StoreUnavailable
 from cellmw.lease import Lease
+from cellmw.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cellmw.cell import Cell
     from cellmw.deadline import Deadline
+    from cellmw.handles import Handles
     from cellmw.mapping import Mapping, Mappings
     from cellmw.pool import Pool
     from cellmw.store import Store
+
+
+LOG = logging.getLogger(__name__)
 
 
 class Cells:
@@ -31,14 +39,22 @@ class Cells:
     :ivar mappings: what a service calls when instances come and go
     """
 
-    def __init__(self, store: Store, mappings: Mappings, pool: Pool) -> None:
-        """Put them behind one door; nothing is read or opened yet."""
+    def __init__(self, store: Store, mappings: Mappings, pool: Pool, *, refresh_interval: float = 10.0) -> None:
+        """Put them behind one door; nothing is read or opened yet.
+
+        :param refresh_interval: seconds within which a change of the cell records is followed
+        """
         self.mappings = mappings
         self._store = store
         self._pool = pool
         # replaced as a whole and never changed, so that it is read without a lock
         self._records: dict[int | str, Cell] = {}
+        self._readings = itertools.count(1)
+        self._newest = 0
+        self._following = threading.Lock()
         self._open_handles = pool.handles
+        self._upkeep = Upkeep(self._keep_up, refresh_interval)
+        self._is_behind = False
 
     def get(self, ref: int | str) -> Cell:
         """Return the cell with this id, uuid or name.
@@ -83,10 +99,15 @@ class Cells:
         :raises CellMisconfigured: if the cell's URLs can't be used
         :raises DeadlineExceeded: if another thread is opening them and is not done in time
         """
-        handles = self._open_handles.get(cell_id)
-        if handles is None:
-            handles = self._pool.open(self.get(cell_id), deadline)
-        return Lease(handles, instance_uuid)
+        while True:
+            handles = self._open_handles.get(cell_id)
+            if handles is None:
+                handles = self._open(cell_id, deadline)
+            lease = Lease(handles, instance_uuid)
+            if handles.retired is None:
+                return lease
+            # they were taken out of use before the lease was there to keep them open
+            lease.release()
 
     @contextlib.contextmanager
     def target(self, context: Any, cell: Cell, deadline: Deadline | None = None) -> Iterator[Any]:
@@ -117,10 +138,41 @@ class Cells:
 
     def close(self) -> None:
         """Close every handle and the connections to the API database."""
+        self._upkeep.close()
         self._pool.close()
         self._store.close()
 
+    def refresh(self) -> None:
+        """Read the cells anew, now: what is open of those that have changed or are gone is retired.
+
+        :raises StoreUnavailable: if the API database does not answer
+        """
+        self._read()
+
+    def _open(self, cell_id: int, deadline: Deadline | None) -> Handles:
+        self._upkeep.start()
+        cell = self.get(cell_id)
+        handles = self._pool.open(cell, deadline)
+        if self._records.get(cell_id) is not cell:
+            # the cells were read while these were being opened, so they may have been out of date from the beginning
+            with self._following:
+                self._pool.follow(self._records)
+        return handles
+
+    def _keep_up(self) -> None:
+        try:
+            self.refresh()
+        except StoreUnavailable as error:
+            if not self._is_behind:
+                LOG.warning("the cells can't be read, those that are known are used: %s", error)
+            self._is_behind = True
+        else:
+            if self._is_behind:
+                LOG.info("the cells can be read again")
+            self._is_behind = False
+
     def _read(self) -> dict[int | str, Cell]:
+        reading = next(self._readings)
         cells = self._store.list_cells()
         names = [cell.name for cell in cells]
         records = (
@@ -128,6 +180,10 @@ class Cells:
             | {cell.name: cell for cell in cells if cell.name and names.count(cell.name) == 1}
             | {cell.uuid: cell for cell in cells}
         )
-        # a thread that comes back late may put older records here: they are looked into first, and never last
-        self._records = records
+        with self._following:
+            # a thread that comes back late has older records
+            if reading > self._newest:
+                self._newest = reading
+                self._records = records
+                self._pool.follow(records)
         return records

@@ -154,6 +154,16 @@ where more instances than this are in use at a time, which shows as a steady rat
 """,
     ),
     cfg.FloatOpt(
+        "refresh_interval",
+        default=10.0,
+        min=0.1,
+        help="""
+Seconds within which a worker follows a change of the cell records: a cell whose URLs have changed is opened anew for
+the requests that come then, while those that are under way end on what they have. Each worker process reads all cell
+records once in this time. Raise it where there are very many workers.
+""",
+    ),
+    cfg.FloatOpt(
         "request_timeout",
         default=60.0,
         min=0.1,
@@ -259,6 +269,7 @@ class Settings:
     admin_roles: frozenset[str]
     mapping_ttl: float
     mapping_cache_size: int
+    refresh_interval: float
     request_timeout: float
 
 

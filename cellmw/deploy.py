@@ -82,4 +82,5 @@ def cells(
         api_database,
         Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size),
         Pool(lambda cell: (opener or open_handles)(cell, conf)),
+        refresh_interval=chosen.refresh_interval,
     )

@@ -174,6 +174,7 @@ class CellFilter(ConfigurableMiddleware):
         try:
             lease = None if mapping.cell_id is None else self.cells.lease(mapping.cell_id, deadline, instance_uuid)
         except CellNotFound as missing:
+            self.cells.mappings.forget(instance_uuid)
             raise MappingDangling(instance_uuid, mapping.cell_id) from missing
         return Trip(mapping, lease, deadline, context, environ, start_response, self)
 

@@ -20,7 +20,7 @@ from cellmw.engines import WRITER, make_engine
 from cellmw.exceptions import CellMisconfigured, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
@@ -40,6 +40,7 @@ class Handles:
     :ivar leases: the ``id()`` of each lease that is open, and the one place that says so. Adding one and removing one
         are single steps of the interpreter, so no lock guards them and a finalizer can take them anywhere.
     :ivar cell: whose they are
+    :ivar retired: what to call whenever something has ended that used them, once they are out of use for anybody else
     :ivar closed: whether ``close()`` was called
     :ivar conf: the options that the transport and its clients go by
     :ivar transport: None for a cell that has no message queue
@@ -67,7 +68,9 @@ class Handles:
         self.async_reader_maker = _session_maker(self.replica)
         self.writer_maker = _session_maker(engine.execution_options(**WRITER))
         self.leases: set[int] = set()
+        self.retired: Callable[[Handles], object] | None = None
         self.closed = False
+        self._operations: set[int] = set()
         engines = [engine] if replica is None else [engine, replica]
         # in the order of opening: closed from the end
         self._closing: list[Callable[[], object]] = [*(each.dispose for each in engines), self._close_transport]
@@ -97,6 +100,31 @@ class Handles:
         _register_messaging_groups(conf)
         transport = _open_transport(cell, conf)
         return cls(cell, conf, transport, engine, follower, synchronous_reader=synchronous_reader)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a lease on them, or a message on its way."""
+        return bool(self.leases or self._operations)
+
+    @contextlib.contextmanager
+    def operation(self) -> Iterator[None]:
+        """Count something that goes on with the transport, and that the end of its lease does not interrupt."""
+        operation = object()
+        self._operations.add(id(operation))
+        try:
+            yield
+        finally:
+            self._operations.remove(id(operation))
+            if self.retired is not None:
+                self.retired(self)
+
+    def retire(self, tell: Callable[[Handles], object]) -> None:
+        """Let nobody begin to use them any more.
+
+        :param tell: called now, and each time that a lease or an operation has ended
+        """
+        self.retired = tell
+        tell(self)
 
     def close(self) -> None:
         """Close the transport and the database's pool, once; one failing close is logged and never skips the other."""

@@ -103,6 +103,8 @@ class Lease:
         except KeyError:  # another thread came first
             return
         self._handles = self._clients = None
+        if handles.retired is not None:
+            handles.retired(handles)
         if self._sessions is not None:
             # by their references, which are listed in one step: another thread may be opening one more
             for reference in self._sessions.keyrefs():
@@ -162,6 +164,14 @@ class TransportView(_StaysHere, oslo_messaging.transport.RPCTransport):
     def _driver(self) -> Any:
         transport: Any = self._lease.handles.transport
         return transport._driver
+
+    def _send(self, *args: Any, **kwargs: Any) -> Any:
+        with self._lease.handles.operation():
+            return super()._send(*args, **kwargs)
+
+    def _send_notification(self, *args: Any, **kwargs: Any) -> Any:
+        with self._lease.handles.operation():
+            return super()._send_notification(*args, **kwargs)
 
     def client(self, key: object, make: Callable[[], oslo_messaging.RPCClient]) -> oslo_messaging.RPCClient:
         """Return the client that this lease has for ``key``, made on first use."""

@@ -6,18 +6,27 @@ It knows nothing of instances, contexts or requests.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING
 
+from cellmw.deadline import after
 from cellmw.exceptions import CellsClosed
 from cellmw.flights import Flights
+from cellmw.reaper import Reaper, close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from cellmw.cell import Cell
     from cellmw.deadline import Deadline
     from cellmw.handles import Handles
+
+
+LOG = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds within which everything is closed, where no broker keeps us waiting."""
 
 
 class Pool:
@@ -36,6 +45,7 @@ class Pool:
         """
         self._open_handles = open_handles
         self.handles: dict[int, Handles] = {}
+        self._reaper = Reaper()
         self._openers: Flights[int, Handles] = Flights()
         self._lock = threading.Lock()  # guards closing against opening
         self._closed = False
@@ -61,16 +71,35 @@ class Pool:
     @property
     def leases(self) -> int:
         """How many leases are open now, over all cells."""
-        return sum(len(handles.leases) for handles in list(self.handles.values()))
+        return sum(len(handles.leases) for handles in self._every())
+
+    def follow(self, records: Mapping[int | str, Cell]) -> None:
+        """Retire what is open of cells that are gone, or whose URLs are others now.
+
+        Leases that are open keep what they have. The next one on a cell that is still there opens it anew.
+        """
+        for handles in list(self.handles.values()):
+            record = records.get(handles.cell.id)
+            if record is not None and record.fingerprint == handles.cell.fingerprint:
+                handles.cell = record
+                continue
+            LOG.info("cell %s: %s", handles.cell, "it is gone" if record is None else "its URLs have changed")
+            with self._lock:
+                if self.handles.get(handles.cell.id) is handles:
+                    del self.handles[handles.cell.id]
+            self._reaper.retire(handles)
 
     def close(self) -> None:
         """Close the handles of every cell, for good. Leases that are still open find theirs closed."""
         with self._lock:
             self._closed = True
-            every = list(self.handles.values())
+            every = self._every()
             self.handles.clear()
-        for handles in every:
-            handles.close()
+        self._reaper.close()
+        close_all(every, after(CLOSE_TIMEOUT))
+
+    def _every(self) -> list[Handles]:
+        return [*self.handles.values(), *self._reaper.retired]
 
     def _open(self, cell: Cell) -> Handles:
         if self._closed:
