@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cellmw.context import copy_context, target
 from cellmw.exceptions import CellNotFound, InstanceNotMapped, StoreUnavailable
 from cellmw.lease import Lease
+from cellmw.store.database import NO_ANSWER
 from cellmw.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -64,7 +65,11 @@ class Cells:
         :raises CellNotFound: if there is none, or more than one of that name
         :raises StoreUnavailable: if it is not known and the API database does not answer
         """
-        cell = self._records.get(ref) or self._read().get(ref)
+        cell = self._records.get(ref)
+        if cell is None:
+            if not self._store.breaker.allows():
+                raise StoreUnavailable(NO_ANSWER)
+            cell = self._read().get(ref)
         if cell is None:
             raise CellNotFound(ref)
         return cell

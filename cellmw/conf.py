@@ -144,6 +144,17 @@ a mapping has changed. Raise it to spare the API database; lower it where instan
 API database for every request.
 """,
     ),
+    cfg.FloatOpt(
+        "stale_ttl",
+        default=3600.0,
+        min=0.0,
+        help="""
+Seconds for which the cell of an instance that was looked up before is still used, beyond ``mapping_ttl``, while the API
+database does not answer. Raise it to survive longer outages; lower it where instances often move between cells, since
+for so long an instance that has moved may be looked for in its old cell. 0 answers 503 as soon as ``mapping_ttl`` is
+over.
+""",
+    ),
     cfg.IntOpt(
         "mapping_cache_size",
         default=100_000,
@@ -268,6 +279,7 @@ class Settings:
     project_check: bool
     admin_roles: frozenset[str]
     mapping_ttl: float
+    stale_ttl: float
     mapping_cache_size: int
     refresh_interval: float
     request_timeout: float

@@ -80,7 +80,7 @@ def cells(
     api_database = api_database or store(conf)
     return Cells(
         api_database,
-        Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size),
+        Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size, stale_ttl=chosen.stale_ttl),
         Pool(lambda cell: (opener or open_handles)(cell, conf)),
         refresh_interval=chosen.refresh_interval,
     )

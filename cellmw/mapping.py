@@ -8,18 +8,28 @@ again.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from cellmw.deadline import Deadline
+from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
 from cellmw.flights import Flights
+from cellmw.store.database import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cellmw.cell import Cell
-    from cellmw.deadline import Deadline
     from cellmw.store import InstanceMapping, Store
+
+LOG = logging.getLogger(__name__)
+
+_DO_NOT_WAIT: Deadline = 0.0
+
+_LOG_INTERVAL = 10.0
+"""Seconds within which there is one line of the log about answers that are old, however many there are."""
 
 SHORT_TTL = 1.0
 """Seconds for which an answer is kept that is about to change: there is no mapping, or none with a cell, yet."""
@@ -67,15 +77,18 @@ class Mappings:
     that was loaded first, which would also expire first, makes room.
     """
 
-    def __init__(self, store: Store, *, ttl: float, size: int) -> None:
+    def __init__(self, store: Store, *, ttl: float, size: int, stale_ttl: float = 0.0) -> None:
         """Begin with an empty cache.
 
         :param ttl: seconds for which a mapping with a cell is kept
         :param size: how many mappings are kept
+        :param stale_ttl: seconds for which a mapping with a cell is used while the API database does not answer
         """
         self._store = store
         self._ttl = ttl
+        self._stale_ttl = stale_ttl
         self._size = size
+        self._log_again_at = 0.0
         self._cache: OrderedDict[str, Mapping] = OrderedDict()
         self._flights: Flights[str, Mapping] = Flights()
 
@@ -84,13 +97,14 @@ class Mappings:
 
         :param instance_uuid: in lower case
         :param now: the time on the clock of ``time.monotonic()``, for a caller who has just looked
-        :returns: a mapping in any case; its ``exists`` is false where there is none
-        :raises StoreUnavailable: if it is not in the cache and the API database does not answer
-        :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
+        :returns: a mapping in any case; its ``exists`` is false where there is none. While the API database does not
+            answer it is the last that is known, for a while; its ``age`` tells
+        :raises StoreUnavailable: if it is not known and the API database does not answer
+        :raises DeadlineExceeded: if it is not known, and another thread is looking it up and does not come back in time
         """
         mapping = self._cache.get(instance_uuid)
         if mapping is None or mapping.expires_at <= (now or monotonic()):
-            mapping = self._load(instance_uuid, deadline)
+            mapping = self._renew(instance_uuid, mapping, deadline)
         return mapping
 
     def distrust(self, mapping: Mapping) -> None:
@@ -98,6 +112,8 @@ class Mappings:
 
         So a client that keeps asking for what isn't there costs one look-up a second and not one for each request.
         """
+        if self._store.breaker.is_open:
+            return  # there is nobody to ask
         cached = self._cache.get(mapping.instance_uuid)
         if cached is not None and cached.age >= SHORT_TTL:
             self.forget(mapping.instance_uuid)
@@ -142,6 +158,28 @@ class Mappings:
         with self._changing(instance_uuid) as instance_uuid:
             self._store.delete_instance(instance_uuid)
 
+    def _renew(self, instance_uuid: str, known: Mapping | None, deadline: Deadline | None) -> Mapping:
+        # that there was no mapping, or none with a cell, is no news to go by
+        if known is None or known.cell_id is None or known.age > self._ttl + self._stale_ttl:
+            return self._load(instance_uuid, deadline)
+        try:
+            return self._load(instance_uuid, _DO_NOT_WAIT)
+        except DeadlineExceeded:
+            return known  # another thread is asking
+        except StoreUnavailable:
+            self._log_stale(known)
+            return known
+
+    def _log_stale(self, known: Mapping) -> None:
+        now = monotonic()
+        if now >= self._log_again_at:
+            self._log_again_at = now + _LOG_INTERVAL
+            LOG.warning(
+                "the API database does not answer: instance %s, and others, go by what was known %.0f seconds ago",
+                known.instance_uuid,
+                known.age,
+            )
+
     def _load(self, instance_uuid: str, deadline: Deadline | None) -> Mapping:
         return self._flights.run(
             instance_uuid,
@@ -152,6 +190,8 @@ class Mappings:
         )
 
     def _ask(self, instance_uuid: str) -> Mapping:
+        if not self._store.breaker.allows():
+            raise StoreUnavailable(NO_ANSWER)
         asked_at = monotonic()  # a slow answer is an old one
         return Mapping(instance_uuid, self._store.find_instance(instance_uuid), self._ttl, asked_at)
 

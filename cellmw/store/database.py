@@ -14,6 +14,7 @@ from oslo_db import exception as db_exc
 from sqlalchemy import exc
 
 from cellmw import engines
+from cellmw.breaker import Breaker
 from cellmw.exceptions import StoreUnavailable
 from cellmw.store import models
 
@@ -26,6 +27,10 @@ Result = TypeVar("Result")
 
 DATABASE_ERRORS = (db_exc.DBError, exc.SQLAlchemyError)
 """What a database failure is raised as: oslo.db translates what comes from a driver, and lets the rest through."""
+
+
+NO_ANSWER = "the API database does not answer, or refuses the connection"
+"""What is said while it is down."""
 
 
 class Unset(enum.Enum):
@@ -49,6 +54,8 @@ class Database:
     Pooled connections are not tested before they are used. A transaction that meets one which the server has dropped
     meanwhile is run once more on a fresh one: SQLAlchemy then distrusts every connection that is as old, so that the
     second attempt never meets another of them.
+
+    :ivar breaker: open while the database does not answer; it stops nobody here, who can't wait asks it before
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -57,6 +64,7 @@ class Database:
         :param engine: as ``engines.make_engine`` makes it; close() disposes of it
         """
         engine.hide_parameters = True  # the error of a failed INSERT would show the URLs of a cell
+        self.breaker = Breaker()
         self._engine = engine
         self._writer = engine.execution_options(**engines.WRITER)
         self._closed = False
@@ -98,10 +106,13 @@ class Database:
                 if writes:
                     committing = True
                     connection.commit()
+                self.breaker.succeeded()
                 return result
         except DATABASE_ERRORS as error:
             # once COMMIT is on its way nobody knows whether it has arrived
             if last or not connected or committing or not _dropped(error):
+                if _dropped(error):
+                    self.breaker.failed()
                 raise self._failure(error) from error
         return self._run(engine, work, writes=writes, last=True)
 
@@ -124,7 +135,7 @@ def failure(error: Exception) -> StoreUnavailable:
     if isinstance(error, exc.TimeoutError):
         return StoreUnavailable("no connection to the API database became free: max_pool_size may be too small")
     if _dropped(error) or getattr(_untranslated(error), "statement", "") is None:
-        return StoreUnavailable("the API database does not answer, or refuses the connection")
+        return StoreUnavailable(NO_ANSWER)
     return StoreUnavailable(f"the API database failed: {_driver_error(error)}")
 
 

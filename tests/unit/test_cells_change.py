@@ -13,7 +13,7 @@ from oslo_db import exception as db_exc
 
 from cellmw import conf as options
 from cellmw import deploy
-from cellmw.exceptions import CellNotFound
+from cellmw.exceptions import CellNotFound, StoreUnavailable
 from cellmw.lease import Lease
 from cellmw.store import Store
 
@@ -182,7 +182,7 @@ def test_leases_and_changes_side_by_side(
 
     def work(number: int) -> int:
         if number == 0:
-            for change in range(20):
+            for change in range(8):
                 store.update_cell(cell1.uuid, database_connection=f"sqlite:///{tmp_path}/{change}.sqlite")
                 cells.refresh()
             changing.set()
@@ -194,11 +194,11 @@ def test_leases_and_changes_side_by_side(
                 taken += 1
         return taken
 
-    taken = together(8, work)
+    taken = together(4, work)
     assert all(count > 0 for count in taken[1:])
     assert cells.leases == 0
     with cells.lease(cell1.id) as lease:
-        assert lease.cell.reveal_database_connection().endswith("/19.sqlite")
+        assert lease.cell.reveal_database_connection().endswith("/7.sqlite")
 
 
 def test_upkeep_follows_changes(conf: cfg.ConfigOpts, store: Store, cell1: Cell, other_urls: dict[str, str]) -> None:
@@ -236,6 +236,21 @@ def test_unreadable_cells(cells: Cells, cell1: Cell, monkeypatch: pytest.MonkeyP
         "the cells can't be read, those that are known are used",
         "the cells can be read again",
     ]
+
+
+def test_unknown_cell_while_down(cells: Cells, cell1: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is not known is asked for once in a while, and its requests are answered at once in between."""
+    attempts: list[None] = []
+
+    def connect() -> Any:
+        attempts.append(None)
+        _refuse()
+
+    monkeypatch.setattr(cells._store._engine, "connect", connect)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            cells.get(cell1.id)
+    assert len(attempts) == 1
 
 
 def _refuse() -> Any:

@@ -48,6 +48,7 @@ def test_defaults(conf: cfg.ConfigOpts) -> None:
         project_check=True,
         admin_roles=frozenset({"admin"}),
         mapping_ttl=60.0,
+        stale_ttl=3600.0,
         mapping_cache_size=100_000,
         refresh_interval=10.0,
         request_timeout=60.0,

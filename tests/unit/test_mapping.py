@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cellmw import mapping
+from cellmw import breaker, mapping
+from cellmw.breaker import RETRY_INTERVAL
 from cellmw.deadline import after
 from cellmw.engines import make_engine
 from cellmw.exceptions import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 UUID = "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9"
 OTHER = "ffffffff-ffff-4fff-bfff-ffffffffffff"
 TTL = 60.0
+STALE_TTL = 600.0
 PATIENCE = 20
 
 
@@ -40,9 +42,13 @@ class RecordingStore(Store):
         self.answered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
+        self.is_down = False
 
     def find_instance(self, uuid: str) -> InstanceMapping | None:
         self.lookups.append(uuid)
+        if self.is_down:
+            self.breaker.failed()
+            raise StoreUnavailable("down")
         row = super().find_instance(uuid)
         self.answered.set()
         assert self.go_on.wait(PATIENCE)
@@ -67,6 +73,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the mappings."""
     clock = Clock()
     monkeypatch.setattr(mapping, "monotonic", clock)
+    monkeypatch.setattr(breaker, "monotonic", clock)
     return clock
 
 
@@ -79,7 +86,7 @@ def recording_store(store: Store) -> RecordingStore:
 @pytest.fixture
 def mappings(recording_store: RecordingStore, clock: Clock) -> Mappings:
     """Mappings with room for three."""
-    return Mappings(recording_store, ttl=TTL, size=3)
+    return Mappings(recording_store, ttl=TTL, size=3, stale_ttl=STALE_TTL)
 
 
 @pytest.fixture
@@ -402,3 +409,99 @@ def test_store_that_is_down(tmp_path: Any) -> None:
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 mappings.find(UUID)
+
+
+@pytest.fixture
+def down(mappings: Mappings, recording_store: RecordingStore, clock: Clock, cell1: Cell) -> None:
+    """The API database went down when the mapping of the instance was known, which has expired since."""
+    recording_store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    mappings.find(UUID)
+    clock.advance(TTL)
+    recording_store.is_down = True
+
+
+@pytest.mark.usefixtures("down")
+def test_stale(mappings: Mappings, clock: Clock, cell1: Cell) -> None:
+    """While the API database is down a known mapping is used, and says how old it is."""
+    clock.advance(STALE_TTL)
+    found = mappings.find(UUID)
+    assert (found.cell_id, found.age) == (cell1.id, TTL + STALE_TTL)
+
+
+@pytest.mark.usefixtures("down")
+def test_too_stale(mappings: Mappings, clock: Clock) -> None:
+    """That has an end."""
+    clock.advance(STALE_TTL + 1)
+    with pytest.raises(StoreUnavailable):
+        mappings.find(UUID)
+
+
+@pytest.mark.usefixtures("down")
+def test_stale_is_logged(mappings: Mappings, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says that old news is gone by, and how old it is, but not for each request."""
+    for _ in range(3):
+        mappings.find(UUID)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the API database does not answer: instance {UUID}, and others, go by what was known 60 seconds ago"
+    ]
+
+
+@pytest.mark.usefixtures("down")
+def test_asked_once_in_a_while(mappings: Mappings, clock: Clock, lookups: list[str]) -> None:
+    """An API database that is down is asked once in each interval, by whoever comes then, and by nobody else."""
+    lookups.clear()
+    for _ in range(3):
+        mappings.find(UUID)
+        with pytest.raises(StoreUnavailable):
+            mappings.find(OTHER)
+    assert lookups == [UUID]
+    clock.advance(RETRY_INTERVAL)
+    with pytest.raises(StoreUnavailable):
+        mappings.find(OTHER)
+    mappings.find(UUID)
+    assert lookups == [UUID, OTHER]
+
+
+@pytest.mark.usefixtures("down")
+def test_up_again(mappings: Mappings, recording_store: RecordingStore, clock: Clock, cell2: Cell) -> None:
+    """When it is up again, the next who may ask it brings everybody back to what is true."""
+    mappings.find(UUID)
+    recording_store.is_down = False
+    recording_store.update_instance(UUID, cell_id=cell2.id)
+    clock.advance(RETRY_INTERVAL)
+    assert mappings.find(UUID).cell_id == cell2.id
+    assert not mappings.find(OTHER).exists
+
+
+@pytest.mark.parametrize("row", [None, {}], ids=["missing", "building"])
+def test_no_news_is_not_stale(mappings: Mappings, recording_store: RecordingStore, clock: Clock, row: Any) -> None:
+    """That there was no mapping, or none with a cell, is not gone by: it may have changed at any moment."""
+    if row is not None:
+        recording_store.create_instance(UUID, project_id="project")
+    mappings.find(UUID)
+    clock.advance(TTL)
+    recording_store.is_down = True
+    with pytest.raises(StoreUnavailable):
+        mappings.find(UUID)
+
+
+@pytest.mark.usefixtures("down")
+def test_distrust_while_down(mappings: Mappings, cell1: Cell) -> None:
+    """While there is nobody to ask, a 404 of the app drops nothing."""
+    mappings.distrust(mappings.find(UUID))
+    assert mappings.find(UUID).cell_id == cell1.id
+
+
+def test_nobody_waits_who_knows(mappings: Mappings, recording_store: RecordingStore, clock: Clock, cell1: Cell) -> None:
+    """While one thread asks for what has expired, others go on with what is known."""
+    recording_store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    mappings.find(UUID)
+    clock.advance(TTL)
+    recording_store.answered.clear()
+    recording_store.go_on.clear()
+    thread = threading.Thread(target=lambda: mappings.find(UUID))
+    thread.start()
+    assert recording_store.answered.wait(PATIENCE)
+    assert mappings.find(UUID).age == TTL
+    recording_store.go_on.set()
+    thread.join(PATIENCE)
