@@ -6,10 +6,13 @@ Who makes one is deploy.py; who calls it, for a request, is filter.py.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import logging
+import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from cellmw.context import copy_context, target
@@ -54,6 +57,7 @@ class Cells:
         self._newest = 0
         self._following = threading.Lock()
         self._open_handles = pool.handles
+        self._in_use = False
         self._upkeep = Upkeep(self._keep_up, refresh_interval)
         self._is_behind = False
 
@@ -142,7 +146,10 @@ class Cells:
         return f"<Cells known={sum(isinstance(ref, int) for ref in self._records)} leases={self.leases}>"
 
     def close(self) -> None:
-        """Close every handle and the connections to the API database."""
+        """Close every handle and the connections to the API database; at the end of the process it is done by itself.
+
+        Nothing is leased any more from now on, and leases that are open have a while to end.
+        """
         self._upkeep.close()
         self._pool.close()
         self._store.close()
@@ -155,7 +162,10 @@ class Cells:
         self._read()
 
     def _open(self, cell_id: int, deadline: Deadline | None) -> Handles:
-        self._upkeep.start()
+        if not self._in_use:
+            self._in_use = True
+            self._upkeep.start()
+            atexit.register(_close_at_exit, weakref.ref(self), os.getpid())
         cell = self.get(cell_id)
         handles = self._pool.open(cell, deadline)
         if self._records.get(cell_id) is not cell:
@@ -192,3 +202,10 @@ class Cells:
                 self._records = records
                 self._pool.follow(records)
         return records
+
+
+def _close_at_exit(weak: weakref.ref[Cells], process: int) -> None:
+    """Close what nobody has closed, in the process that has opened it: a child has only inherited it."""
+    cells = weak()
+    if cells is not None and os.getpid() == process:
+        cells.close()

@@ -175,6 +175,16 @@ records once in this time. Raise it where there are very many workers.
 """,
     ),
     cfg.FloatOpt(
+        "drain_timeout",
+        default=5.0,
+        min=0.0,
+        help="""
+Seconds for which a worker that ends waits for the requests that are under way, before it takes their cells away from
+them. New requests for an instance are answered with a 503 from then on. Keep it below the time after which the server
+kills a worker that does not end.
+""",
+    ),
+    cfg.FloatOpt(
         "request_timeout",
         default=60.0,
         min=0.1,
@@ -282,6 +292,7 @@ class Settings:
     stale_ttl: float
     mapping_cache_size: int
     refresh_interval: float
+    drain_timeout: float
     request_timeout: float
 
 

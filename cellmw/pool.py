@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cellmw.deadline import after
 from cellmw.exceptions import CellsClosed
 from cellmw.flights import Flights
-from cellmw.reaper import Reaper, close_all
+from cellmw.reaper import Reaper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT = 10.0
-"""Seconds within which everything is closed, where no broker keeps us waiting."""
-
 
 class Pool:
     """The open handles of all cells. Lives as long as the process; ``close()`` ends it.
@@ -38,12 +35,14 @@ class Pool:
     :ivar handles: those that are open, by the id of their cell
     """
 
-    def __init__(self, open_handles: Callable[[Cell], Handles]) -> None:
+    def __init__(self, open_handles: Callable[[Cell], Handles], *, drain_timeout: float = 0.0) -> None:
         """Begin with nothing open.
 
         :param open_handles: called once for each cell, by the first request for it
+        :param drain_timeout: seconds for which closing waits for leases that are open
         """
         self._open_handles = open_handles
+        self._drain_timeout = drain_timeout
         self.handles: dict[int, Handles] = {}
         self._reaper = Reaper()
         self._openers: Flights[int, Handles] = Flights()
@@ -90,13 +89,17 @@ class Pool:
             self._reaper.retire(handles)
 
     def close(self) -> None:
-        """Close the handles of every cell, for good. Leases that are still open find theirs closed."""
+        """Close the handles of every cell, for good, when nobody uses them any more.
+
+        Leases that are still open at the end of the time that they have find theirs closed.
+        """
         with self._lock:
             self._closed = True
-            every = self._every()
+            every = list(self.handles.values())
             self.handles.clear()
-        self._reaper.close()
-        close_all(every, after(CLOSE_TIMEOUT))
+        for handles in every:
+            self._reaper.retire(handles)
+        self._reaper.drain(after(self._drain_timeout))
 
     def _every(self) -> list[Handles]:
         return [*self.handles.values(), *self._reaper.retired]

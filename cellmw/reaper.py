@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 from cellmw.deadline import left
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from cellmw.deadline import Deadline
     from cellmw.handles import Handles
 
 LOG = logging.getLogger(__name__)
 
+_GRACE = 10.0
+"""Seconds that closing may take when nobody is left to wait for."""
+
 
 class Reaper:
-    """Closes handles that are out of use. Lives as long as the process; ``close()`` ends its thread.
+    """Closes handles that are out of use. Lives as long as the process; ``drain()`` ends its thread.
 
     :ivar retired: those that are still in use, or being closed
     """
@@ -33,55 +34,58 @@ class Reaper:
         self.retired: set[Handles] = set()
         # a finalizer may put something into it, wherever it interrupts
         self._idle: SimpleQueue[Handles | None] = SimpleQueue()
-        self._lock = threading.Lock()  # guards starting against closing
+        self._all_closed = threading.Condition()  # guards what is retired, and the thread's beginning and end
         self._thread: threading.Thread | None = None
-        self._closed = False
 
     def retire(self, handles: Handles) -> None:
         """Close these handles after the last lease on them, and the last operation on their transport, has ended.
 
         Whoever takes a lease from now on finds them retired, and has to go elsewhere.
         """
-        with self._lock:
+        with self._all_closed:
             self.retired.add(handles)
-            if self._thread is None and not self._closed:
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._reap, name="cellmw-reaper", daemon=True)
                 self._thread.start()
         handles.retire(self._idle.put)
 
-    def close(self) -> None:
-        """End the thread. What is retired and still in use is left to whoever closes it."""
-        with self._lock:
-            self._closed = True
-            thread = self._thread
+    def drain(self, deadline: Deadline) -> None:
+        """Wait until nobody uses what is retired, and it is closed; at the deadline close the rest all the same.
+
+        What takes longer to close goes on, in threads that keep no process alive.
+        """
+        with self._all_closed:
+            self._all_closed.wait_for(lambda: not self.retired, left(deadline))
+            rest = list(self.retired)
+            thread, self._thread = self._thread, None
         if thread is not None:
             self._idle.put(None)
             thread.join()
+        for handles in rest:
+            if handles.leases:
+                LOG.warning("cell %s: %d leases are still open while it is closed", handles.cell, len(handles.leases))
+            if not handles.closed:
+                self._close(handles)
+        with self._all_closed:
+            if not self._all_closed.wait_for(lambda: not self.retired, _GRACE):
+                names = ", ".join(str(handles.cell) for handles in self.retired)
+                LOG.warning("these cells can't be closed, their broker or database may be down: %s", names)
 
     def _reap(self) -> None:
         while (handles := self._idle.get()) is not None:
             # it is put there each time that a lease ends
-            if handles.in_use or handles.closed:
-                continue
-            threading.Thread(
-                target=self._close, args=(handles,), name=f"cellmw-close-{handles.cell}", daemon=True
-            ).start()
+            if not handles.in_use and not handles.closed:
+                self._close(handles)
 
     def _close(self, handles: Handles) -> None:
+        handles.closed = True
+        threading.Thread(
+            target=self._close_here, args=(handles,), name=f"cellmw-close-{handles.cell}", daemon=True
+        ).start()
+
+    def _close_here(self, handles: Handles) -> None:
         handles.close()
-        self.retired.discard(handles)
-        LOG.info("cell %s: the handles that were replaced are closed", handles.cell)
-
-
-def close_all(every: Iterable[Handles], deadline: Deadline) -> None:
-    """Close all of these at once; those that take longer go on closing, in threads that keep no process alive."""
-    closing = [
-        (handles, threading.Thread(target=handles.close, name=f"cellmw-close-{handles.cell}", daemon=True))
-        for handles in every
-    ]
-    for _, thread in closing:
-        thread.start()
-    for handles, thread in closing:
-        thread.join(left(deadline))
-        if thread.is_alive():
-            LOG.warning("cell %s: its handles are still being closed", handles.cell)
+        with self._all_closed:
+            self.retired.discard(handles)
+            self._all_closed.notify_all()
+        LOG.info("cell %s: what it had open is closed", handles.cell)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import oslo_messaging
 import pytest
 
+from cellmw import reaper as module
 from cellmw.deadline import after
+from cellmw.exceptions import CellsClosed
 from cellmw.lease import Lease
-from cellmw.reaper import Reaper, close_all
+from cellmw.reaper import Reaper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ def reaper() -> Iterator[Reaper]:
     """A reaper."""
     reaper = Reaper()
     yield reaper
-    reaper.close()
+    reaper.drain(after(PATIENCE))
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def test_no_thread_at_first() -> None:
     before = threading.active_count()
     reaper = Reaper()
     assert threading.active_count() == before
-    reaper.close()
-    reaper.close()
+    for _ in range(2):
+        reaper.drain(after(0))
 
 
 def test_unused_handles(reaper: Reaper, handles1: Handles, closed: threading.Event) -> None:
@@ -158,16 +160,59 @@ def test_many_leases_end_at_once(
     assert calls == [None]
 
 
-def test_close_all_has_a_deadline(handles1: Handles, handles2: Handles, caplog: pytest.LogCaptureFixture) -> None:
-    """Closing everything waits no longer than it may, closes the others, and names the cell that takes longer."""
-    go_on = threading.Event()
+def test_drain_waits(
+    reaper: Reaper, handles1: Handles, closed: threading.Event, asked: Callable[[Handles], threading.Semaphore]
+) -> None:
+    """Draining waits for whoever is not done yet."""
+    times = asked(handles1)
+    lease = Lease(handles1)
+    reaper.retire(handles1)
+    assert times.acquire(timeout=PATIENCE)
+    drained = threading.Event()
+
+    def drain() -> None:
+        reaper.drain(after(PATIENCE))
+        drained.set()
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    lease.release()
+    assert drained.wait(PATIENCE)
+    assert closed.is_set()
+    thread.join()
+
+
+def test_drain_has_an_end(reaper: Reaper, handles1: Handles, caplog: pytest.LogCaptureFixture) -> None:
+    """At the deadline what is still leased is closed all the same, and the log says whose it was."""
+    with Lease(handles1) as lease:
+        reaper.retire(handles1)
+        reaper.drain(after(0))
+        assert "cell cell1: 1 leases are still open while it is closed" in caplog.text
+        with pytest.raises(CellsClosed):
+            _ = lease.handles
+    assert reaper.retired == set()
+
+
+def test_drain_closes_side_by_side(
+    reaper: Reaper, handles1: Handles, handles2: Handles, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """A cell that takes long to close keeps neither the others nor the process: the log names it."""
+    monkeypatch.setattr(module, "_GRACE", 0.05)
+    go_on, quick = threading.Event(), threading.Event()
     handles1._closing.append(lambda: go_on.wait(PATIENCE))
-    slow = threading.Event()
-    handles1._closing.insert(0, slow.set)
-    quick = threading.Event()
     handles2._closing.insert(0, quick.set)
-    close_all([handles1, handles2], after(0.05))
+    for handles in (handles1, handles2):
+        reaper.retire(handles)
+    reaper.drain(after(0))
     assert quick.wait(PATIENCE)
-    assert "cell cell1: its handles are still being closed" in caplog.text
+    assert "these cells can't be closed, their broker or database may be down: cell1" in caplog.text
     go_on.set()
-    assert slow.wait(PATIENCE)
+
+
+def test_drain_ends_the_thread(reaper: Reaper, handles1: Handles, closed: threading.Event) -> None:
+    """After that the reaper has no thread."""
+    reaper.retire(handles1)
+    assert closed.wait(PATIENCE)
+    thread = reaper._thread
+    reaper.drain(after(PATIENCE))
+    assert not thread.is_alive()
