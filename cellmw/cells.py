@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import itertools
-import logging
+import functools
 import os
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from cellmw.context import copy_context, target
-from cellmw.exceptions import CellNotFound, InstanceNotMapped, StoreUnavailable
+from cellmw.exceptions import InstanceNotMapped
 from cellmw.lease import Lease
-from cellmw.store.database import NO_ANSWER
+from cellmw.records import Records
 from cellmw.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from cellmw.mapping import Mapping, Mappings
     from cellmw.pool import Pool
     from cellmw.store import Store
-
-
-LOG = logging.getLogger(__name__)
 
 
 class Cells:
@@ -51,15 +46,10 @@ class Cells:
         self.mappings = mappings
         self._store = store
         self._pool = pool
-        # replaced as a whole and never changed, so that it is read without a lock
-        self._records: dict[int | str, Cell] = {}
-        self._readings = itertools.count(1)
-        self._newest = 0
-        self._following = threading.Lock()
+        self._records = Records(store, pool.follow)
         self._open_handles = pool.handles
-        self._in_use = False
-        self._upkeep = Upkeep(self._keep_up, refresh_interval)
-        self._is_behind = False
+        self._at_exit: functools.partial[None] | None = None
+        self._upkeep = Upkeep(self._records.keep_up, refresh_interval)
 
     def get(self, ref: int | str) -> Cell:
         """Return the cell with this id, uuid or name.
@@ -69,21 +59,14 @@ class Cells:
         :raises CellNotFound: if there is none, or more than one of that name
         :raises StoreUnavailable: if it is not known and the API database does not answer
         """
-        cell = self._records.get(ref)
-        if cell is None:
-            if not self._store.breaker.allows():
-                raise StoreUnavailable(NO_ANSWER)
-            cell = self._read().get(ref)
-        if cell is None:
-            raise CellNotFound(ref)
-        return cell
+        return self._records.get(ref)
 
     def all(self) -> list[Cell]:
         """Return every cell, cell0 and disabled ones included, by id, as the API database has them now.
 
         :raises StoreUnavailable: if it does not answer
         """
-        return [cell for ref, cell in self._read().items() if isinstance(ref, int)]
+        return [cell for ref, cell in self._records.read().items() if isinstance(ref, int)]
 
     def locate(self, instance_uuid: str, deadline: Deadline | None = None) -> Mapping:
         """Return the mapping of this instance, from the cache or from the API database.
@@ -143,13 +126,15 @@ class Cells:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Cells known={sum(isinstance(ref, int) for ref in self._records)} leases={self.leases}>"
+        return f"<Cells known={sum(isinstance(ref, int) for ref in self._records.known)} leases={self.leases}>"
 
     def close(self) -> None:
         """Close every handle and the connections to the API database; at the end of the process it is done by itself.
 
         Nothing is leased any more from now on, and leases that are open have a while to end.
         """
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
         self._upkeep.close()
         self._pool.close()
         self._store.close()
@@ -159,49 +144,19 @@ class Cells:
 
         :raises StoreUnavailable: if the API database does not answer
         """
-        self._read()
+        self._records.read()
 
     def _open(self, cell_id: int, deadline: Deadline | None) -> Handles:
-        if not self._in_use:
-            self._in_use = True
+        if self._at_exit is None:
+            self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), os.getpid())
+            atexit.register(self._at_exit)
             self._upkeep.start()
-            atexit.register(_close_at_exit, weakref.ref(self), os.getpid())
-        cell = self.get(cell_id)
+        cell = self._records.get(cell_id)
         handles = self._pool.open(cell, deadline)
-        if self._records.get(cell_id) is not cell:
-            # the cells were read while these were being opened, so they may have been out of date from the beginning
-            with self._following:
-                self._pool.follow(self._records)
+        if self._records.known.get(cell_id) is not cell:
+            # they were read while these were being opened, which may have been out of date from the beginning
+            self._records.follow_again()
         return handles
-
-    def _keep_up(self) -> None:
-        try:
-            self.refresh()
-        except StoreUnavailable as error:
-            if not self._is_behind:
-                LOG.warning("the cells can't be read, those that are known are used: %s", error)
-            self._is_behind = True
-        else:
-            if self._is_behind:
-                LOG.info("the cells can be read again")
-            self._is_behind = False
-
-    def _read(self) -> dict[int | str, Cell]:
-        reading = next(self._readings)
-        cells = self._store.list_cells()
-        names = [cell.name for cell in cells]
-        records = (
-            {cell.id: cell for cell in cells}
-            | {cell.name: cell for cell in cells if cell.name and names.count(cell.name) == 1}
-            | {cell.uuid: cell for cell in cells}
-        )
-        with self._following:
-            # a thread that comes back late has older records
-            if reading > self._newest:
-                self._newest = reading
-                self._records = records
-                self._pool.follow(records)
-        return records
 
 
 def _close_at_exit(weak: weakref.ref[Cells], process: int) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,15 +18,12 @@ from cellmw.exceptions import (
     LeaseClosed,
     StoreUnavailable,
 )
-from cellmw.mapping import Mappings
-from cellmw.pool import Pool
 from cellmw.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cellmw.cell import Cell
-    from cellmw.handles import Handles
 
     Where = Callable[[Any], str]
 
@@ -224,46 +220,3 @@ def test_store_that_is_down(cells: Cells, store: Store, cell1: Cell) -> None:
         pass
     with pytest.raises(StoreUnavailable):
         cells.get("other")
-
-
-class SlowStore(Store):
-    """A store whose first answer is held up on its way."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store.engine)
-        self.answered = threading.Event()
-        self.go_on = threading.Event()
-
-    def list_cells(self) -> list[Cell]:
-        cells = super().list_cells()
-        if not self.answered.is_set():
-            self.answered.set()
-            assert self.go_on.wait(PATIENCE)
-        return cells
-
-
-def no_handles(cell: Cell) -> Handles:
-    """Stand in for what opens a cell, where none is opened."""
-    raise NotImplementedError
-
-
-def test_late_answer_does_not_hide_a_new_cell(store: Store, cell1: Cell, new_cell: Callable[..., Cell]) -> None:
-    """A cell that was just read is found, though another thread comes back with older records at that moment."""
-    slow = SlowStore(store)
-
-    class Interrupted(Cells):
-        """Cells that are interrupted when they have read their records, if there is another thread."""
-
-        def _read(self) -> Any:
-            records = super()._read()
-            if threading.current_thread() is not late:
-                slow.go_on.set()
-                late.join(PATIENCE)
-            return records
-
-    cells = Interrupted(slow, Mappings(slow, ttl=60, size=10), Pool(no_handles))
-    late = threading.Thread(target=cells.all)
-    late.start()
-    assert slow.answered.wait(PATIENCE)
-    new = new_cell("new")
-    assert cells.get("new") == new

@@ -17,9 +17,13 @@ from oslo_config import cfg
 from cellmw import conf as options, deploy
 from cellmw.handles import Handles
 
-close = Handles.close
-Handles.close = lambda self: (print("closed in", "parent" if os.getpid() == parent else "child", flush=True), close(self))
-parent = os.getpid()
+close, parent = Handles.close, os.getpid()
+
+def reporting_close(self):
+    print("closed in", "parent" if os.getpid() == parent else "child", flush=True)
+    close(self)
+
+Handles.close = reporting_close
 conf = cfg.ConfigOpts()
 conf([], project="cellmw", default_config_files=[], default_config_dirs=[])
 options.register_opts(conf)

@@ -221,17 +221,17 @@ def test_nothing_is_read_before_the_first_lease(conf: cfg.ConfigOpts, cell1: Cel
 
 def test_unreadable_cells(cells: Cells, cell1: Cell, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """While the API database is down what is known is used, and the log says so once, and when it is over."""
-    caplog.set_level(logging.INFO, "cellmw.cells")
+    caplog.set_level(logging.INFO, "cellmw.records")
     with cells.lease(cell1.id) as lease:
         handles = lease.handles
     with monkeypatch.context() as down:
         down.setattr(cells._store._engine, "connect", _refuse)
         for _ in range(3):
-            cells._keep_up()
+            cells._records.keep_up()
     with cells.lease(cell1.id) as lease:
         assert lease.handles is handles
-    cells._keep_up()
-    cells._keep_up()
+    cells._records.keep_up()
+    cells._records.keep_up()
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
         "the cells can't be read, those that are known are used",
         "the cells can be read again",

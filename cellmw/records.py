@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Id, uuid or name -> cell, as the API database had it a moment ago.
+
+Whoever has something open by these records is told each time that they were read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from cellmw.exceptions import CellNotFound, StoreUnavailable
+from cellmw.store.database import NO_ANSWER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cellmw.cell import Cell
+    from cellmw.store import Store
+
+    Snapshot = Mapping[int | str, Cell]
+
+LOG = logging.getLogger(__name__)
+
+
+class Records:
+    """The records of all cells. Lives as long as the process; shared by all threads.
+
+    :ivar known: what was read last, by id, by uuid and, where it names only one, by name. It is replaced as a whole and
+        never changed, so that it is read without a lock
+    """
+
+    def __init__(self, store: Store, follow: Callable[[Snapshot], object]) -> None:
+        """Begin with nothing known.
+
+        :param follow: called with what is known, each time that it was read
+        """
+        self.known: Snapshot = {}
+        self._store = store
+        self._follow = follow
+        self._readings = itertools.count(1)
+        self._newest = 0
+        self._following = threading.Lock()
+        self._is_behind = False
+
+    def get(self, ref: int | str) -> Cell:
+        """Return the cell with this id, uuid or name; one that is not known is looked for in the API database.
+
+        :raises CellNotFound: if there is none, or more than one of that name
+        :raises StoreUnavailable: if it is not known and the API database does not answer
+        """
+        cell = self.known.get(ref)
+        if cell is None:
+            if not self._store.breaker.allows():
+                raise StoreUnavailable(NO_ANSWER)
+            cell = self.read().get(ref)
+        if cell is None:
+            raise CellNotFound(ref)
+        return cell
+
+    def read(self) -> Snapshot:
+        """Read them anew.
+
+        :raises StoreUnavailable: if the API database does not answer
+        """
+        reading = next(self._readings)
+        cells = self._store.list_cells()
+        names = [cell.name for cell in cells]
+        records: Snapshot = (
+            {cell.id: cell for cell in cells}
+            | {cell.name: cell for cell in cells if cell.name and names.count(cell.name) == 1}
+            | {cell.uuid: cell for cell in cells}
+        )
+        with self._following:
+            # a thread that comes back late has older ones
+            if reading > self._newest:
+                self._newest = reading
+                self.known = records
+                self._follow(records)
+        return records
+
+    def keep_up(self) -> None:
+        """Read them anew if that is possible; the log says when it begins to be impossible, and when that is over."""
+        try:
+            self.read()
+        except StoreUnavailable as error:
+            if not self._is_behind:
+                LOG.warning("the cells can't be read, those that are known are used: %s", error)
+            self._is_behind = True
+        else:
+            if self._is_behind:
+                LOG.info("the cells can be read again")
+            self._is_behind = False
+
+    def follow_again(self) -> None:
+        """Tell once more what is known, for something that was opened while it was read."""
+        with self._following:
+            self._follow(self.known)
