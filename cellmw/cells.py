@@ -9,12 +9,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import math
 import os
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from cellmw.context import copy_context, target
-from cellmw.exceptions import InstanceNotMapped
+from cellmw.exceptions import CellBusy, InstanceNotMapped
 from cellmw.lease import Lease
 from cellmw.records import Records
 from cellmw.upkeep import Upkeep
@@ -38,10 +39,19 @@ class Cells:
     :ivar mappings: what a service calls when instances come and go
     """
 
-    def __init__(self, store: Store, mappings: Mappings, pool: Pool, *, refresh_interval: float = 10.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        mappings: Mappings,
+        pool: Pool,
+        *,
+        refresh_interval: float = 10.0,
+        max_leases_per_cell: int = 0,
+    ) -> None:
         """Put them behind one door; nothing is read or opened yet.
 
         :param refresh_interval: seconds within which a change of the cell records is followed
+        :param max_leases_per_cell: how many leases there may be on one cell at a time; 0 for any number
         """
         self.mappings = mappings
         self._store = store
@@ -49,7 +59,8 @@ class Cells:
         self._records = Records(store, pool.follow)
         self._open_handles = pool.handles
         self._at_exit: functools.partial[None] | None = None
-        self._upkeep = Upkeep(self._records.keep_up, refresh_interval)
+        self._max_leases = max_leases_per_cell or math.inf
+        self._upkeep = Upkeep(self._keep_up, refresh_interval)
 
     def get(self, ref: int | str) -> Cell:
         """Return the cell with this id, uuid or name.
@@ -89,15 +100,20 @@ class Cells:
 
         :raises CellNotFound: if there is no such cell
         :raises CellMisconfigured: if the cell's URLs can't be used
-        :raises DeadlineExceeded: if another thread is opening them and is not done in time
+        :raises CellBusy: if there are as many leases on it as there may be
+        :raises DeadlineExceeded: if another thread is opening them and is not done in time, or if too many other cells
+            are in use
         """
         while True:
             handles = self._open_handles.get(cell_id)
             if handles is None:
                 handles = self._open(cell_id, deadline)
             lease = Lease(handles, instance_uuid)
-            if handles.retired is None:
-                return lease
+            if not handles.retired:
+                if len(handles.leases) <= self._max_leases:
+                    return lease
+                lease.release()
+                raise CellBusy(lease.cell, self._max_leases)
             # they were taken out of use before the lease was there to keep them open
             lease.release()
 
@@ -145,6 +161,10 @@ class Cells:
         :raises StoreUnavailable: if the API database does not answer
         """
         self._records.read()
+
+    def _keep_up(self) -> None:
+        self._records.keep_up()
+        self._pool.retire_idle()
 
     def _open(self, cell_id: int, deadline: Deadline | None) -> Handles:
         if self._at_exit is None:

@@ -174,6 +174,35 @@ the requests that come then, while those that are under way end on what they hav
 records once in this time. Raise it where there are very many workers.
 """,
     ),
+    cfg.IntOpt(
+        "max_open_cells",
+        default=0,
+        min=0,
+        help="""
+How many cells a worker process may have open at a time; 0 for any number. A request for one more closes the one that
+nobody has used for longest; where requests are under way in all of them it waits for one to be free, and is answered
+with a 503 at the end of its time. Set it where there are so many cells that the connections of every worker to each of
+them are too many.
+""",
+    ),
+    cfg.FloatOpt(
+        "idle_timeout",
+        default=0.0,
+        min=0.0,
+        help="""
+Seconds after which a worker closes what it has open of a cell that nobody has used since; 0 for never. It is looked at
+once in ``refresh_interval``. Set it where a worker serves many cells, each of them rarely.
+""",
+    ),
+    cfg.IntOpt(
+        "max_leases_per_cell",
+        default=0,
+        min=0,
+        help="""
+How many requests of a worker process may be in one cell at a time; 0 for any number. One more is answered with a 503 at
+once. Set it below the number of the worker's threads, so that a cell that is slow leaves some of them to the others.
+""",
+    ),
     cfg.FloatOpt(
         "drain_timeout",
         default=5.0,
@@ -292,6 +321,9 @@ class Settings:
     stale_ttl: float
     mapping_cache_size: int
     refresh_interval: float
+    max_open_cells: int
+    idle_timeout: float
+    max_leases_per_cell: int
     drain_timeout: float
     request_timeout: float
 

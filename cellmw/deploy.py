@@ -81,6 +81,12 @@ def cells(
     return Cells(
         api_database,
         Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size, stale_ttl=chosen.stale_ttl),
-        Pool(lambda cell: (opener or open_handles)(cell, conf), drain_timeout=chosen.drain_timeout),
+        Pool(
+            lambda cell: (opener or open_handles)(cell, conf),
+            max_open_cells=chosen.max_open_cells,
+            idle_timeout=chosen.idle_timeout,
+            drain_timeout=chosen.drain_timeout,
+        ),
         refresh_interval=chosen.refresh_interval,
+        max_leases_per_cell=chosen.max_leases_per_cell,
     )

@@ -21,6 +21,7 @@
     ├── CellError                everything that concerns one known cell; carries it as ``.cell``
     │   ├── CellMisconfigured    its URLs are missing or nobody can use them
     │   ├── CellUnavailable      its database or queue gave no answer
+    │   ├── CellBusy             as many requests use it as may at a time
     │   ├── CellHasNoTransport   it has no message queue (cell0), but one was used
     │   └── LeaseClosed          the request that leased its handles has ended
     ├── CellsClosed              the cells were closed, and somebody still wants one
@@ -183,6 +184,13 @@ class CellUnavailable(CellError):
     def __init__(self, cell: Cell, resource: str) -> None:
         super().__init__(cell, f"cell {cell}: its {resource} does not answer")
         self.resource = resource
+
+
+class CellBusy(CellError):
+    """As many requests use the cell as may at a time, so that it leaves some of the workers to other cells."""
+
+    def __init__(self, cell: Cell, limit: float) -> None:
+        super().__init__(cell, f"cell {cell}: {limit} requests use it already, and more may not at a time")
 
 
 class CellHasNoTransport(CellError):

@@ -49,6 +49,7 @@ _ANSWERS: dict[type, tuple[type[webob.exc.WSGIHTTPException], str]] = {
     exceptions.StoreUnavailable: _TRY_LATER,
     exceptions.CellsClosed: _TRY_LATER,
     exceptions.CellUnavailable: _TRY_LATER,
+    exceptions.CellBusy: _TRY_LATER,
     exceptions.DeadlineExceeded: _TRY_LATER,
 }
 """Every other error of ours is a mistake in the deployment: _BROKEN."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import oslo_messaging
@@ -40,7 +41,9 @@ class Handles:
     :ivar leases: the ``id()`` of each lease that is open, and the one place that says so. Adding one and removing one
         are single steps of the interpreter, so no lock guards them and a finalizer can take them anywhere.
     :ivar cell: whose they are
-    :ivar retired: what to call whenever something has ended that used them, once they are out of use for anybody else
+    :ivar retired: whether nobody may begin to use them any more
+    :ivar ended: called, with them, whenever something has ended that used them, where somebody waits for that
+    :ivar used_at: when the last lease has ended, on the clock of ``time.monotonic()``
     :ivar closed: whether ``close()`` was called
     :ivar conf: the options that the transport and its clients go by
     :ivar transport: None for a cell that has no message queue
@@ -68,7 +71,9 @@ class Handles:
         self.async_reader_maker = _session_maker(self.replica)
         self.writer_maker = _session_maker(engine.execution_options(**WRITER))
         self.leases: set[int] = set()
-        self.retired: Callable[[Handles], object] | None = None
+        self.retired = False
+        self.ended: Callable[[Handles], object] | None = None
+        self.used_at = monotonic()
         self.closed = False
         self._operations: set[int] = set()
         engines = [engine] if replica is None else [engine, replica]
@@ -115,16 +120,17 @@ class Handles:
             yield
         finally:
             self._operations.remove(id(operation))
-            if self.retired is not None:
-                self.retired(self)
+            if self.ended is not None:
+                self.ended(self)
 
-    def retire(self, tell: Callable[[Handles], object]) -> None:
+    def retire(self, ended: Callable[[Handles], object]) -> None:
         """Let nobody begin to use them any more.
 
-        :param tell: called now, and each time that a lease or an operation has ended
+        :param ended: called now, and each time that a lease or an operation has ended
         """
-        self.retired = tell
-        tell(self)
+        self.ended = ended
+        self.retired = True
+        ended(self)
 
     def close(self) -> None:
         """Close the transport and the database's pool, once; one failing close is logged and never skips the other."""

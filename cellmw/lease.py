@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -103,8 +104,9 @@ class Lease:
         except KeyError:  # another thread came first
             return
         self._handles = self._clients = None
-        if handles.retired is not None:
-            handles.retired(handles)
+        handles.used_at = monotonic()
+        if handles.ended is not None:
+            handles.ended(handles)
         if self._sessions is not None:
             # by their references, which are listed in one step: another thread may be opening one more
             for reference in self._sessions.keyrefs():

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from cellmw.deadline import after
-from cellmw.exceptions import CellsClosed
+from cellmw.deadline import after, left
+from cellmw.exceptions import CellsClosed, DeadlineExceeded
 from cellmw.flights import Flights
 from cellmw.reaper import Reaper
 
@@ -35,18 +37,31 @@ class Pool:
     :ivar handles: those that are open, by the id of their cell
     """
 
-    def __init__(self, open_handles: Callable[[Cell], Handles], *, drain_timeout: float = 0.0) -> None:
+    def __init__(
+        self,
+        open_handles: Callable[[Cell], Handles],
+        *,
+        max_open_cells: int = 0,
+        idle_timeout: float = 0.0,
+        drain_timeout: float = 0.0,
+    ) -> None:
         """Begin with nothing open.
 
         :param open_handles: called once for each cell, by the first request for it
+        :param max_open_cells: how many cells may be open at a time; 0 for any number
+        :param idle_timeout: seconds after which a cell that nobody uses is closed; 0 for never
         :param drain_timeout: seconds for which closing waits for leases that are open
         """
         self._open_handles = open_handles
+        self._max_open_cells = max_open_cells
+        self._idle_timeout = idle_timeout
         self._drain_timeout = drain_timeout
         self.handles: dict[int, Handles] = {}
         self._reaper = Reaper()
         self._openers: Flights[int, Handles] = Flights()
-        self._lock = threading.Lock()  # guards closing against opening
+        self._lock = threading.Lock()  # guards closing against opening, and the places
+        self._places = 0  # taken by cells that are being opened
+        self._waiting: set[SimpleQueue[None]] = set()
         self._closed = False
 
     def open(self, cell: Cell, deadline: Deadline | None = None) -> Handles:
@@ -54,11 +69,12 @@ class Pool:
 
         :raises CellsClosed: after :meth:`close`
         :raises CellMisconfigured: if the cell's URLs can't be used
-        :raises DeadlineExceeded: if another thread is opening them and is not done in time
+        :raises DeadlineExceeded: if another thread is opening them and is not done in time, or if as
+            many other cells as may be open are in use
         """
         handles = self._openers.run(
             cell.id,
-            fetch=lambda: self.handles.get(cell.id) or self._open(cell),
+            fetch=lambda: self.handles.get(cell.id) or self._open(cell, deadline),
             keep=self._keep,
             deadline=deadline,
             waited_for=f"cell {cell} to be opened",
@@ -82,11 +98,15 @@ class Pool:
             if record is not None and record.fingerprint == handles.cell.fingerprint:
                 handles.cell = record
                 continue
-            LOG.info("cell %s: %s", handles.cell, "it is gone" if record is None else "its URLs have changed")
-            with self._lock:
-                if self.handles.get(handles.cell.id) is handles:
-                    del self.handles[handles.cell.id]
-            self._reaper.retire(handles)
+            self._retire(handles, "it is gone" if record is None else "its URLs have changed")
+
+    def retire_idle(self) -> None:
+        """Retire what nobody has used for as long as the idle timeout says."""
+        if self._idle_timeout:
+            long_ago = monotonic() - self._idle_timeout
+            for handles in list(self.handles.values()):
+                if handles.used_at <= long_ago and not handles.in_use:
+                    self._retire(handles, "nobody has used it for a while")
 
     def close(self) -> None:
         """Close the handles of every cell, for good, when nobody uses them any more.
@@ -98,19 +118,70 @@ class Pool:
             every = list(self.handles.values())
             self.handles.clear()
         for handles in every:
-            self._reaper.retire(handles)
+            self._retire(handles, "everything is being closed")
         self._reaper.drain(after(self._drain_timeout))
+
+    def _make_room(self, deadline: Deadline | None) -> None:
+        """Take a place among the open cells: that of the least recently used, or of the next that is free."""
+        ended: SimpleQueue[None] = SimpleQueue()
+        self._waiting.add(ended)
+        try:
+            while not self._take_place():
+                try:
+                    ended.get(timeout=None if deadline is None else left(deadline))
+                except Empty:
+                    raise DeadlineExceeded(f"one of {self._max_open_cells} open cells to be free") from None
+        finally:
+            self._waiting.remove(ended)
+
+    def _take_place(self) -> bool:
+        while True:
+            with self._lock:
+                if len(self.handles) + self._places < self._max_open_cells:
+                    self._places += 1
+                    return True
+                idle = [handles for handles in self.handles.values() if not handles.in_use]
+            if not idle:
+                return False
+            self._retire(min(idle, key=lambda handles: handles.used_at), "makes room for another")
+
+    def _tell(self, _: Handles) -> None:
+        # a finalizer may call this, so it waits for no lock
+        for ended in tuple(self._waiting):
+            ended.put(None)
+
+    def _retire(self, handles: Handles, why: str) -> None:
+        LOG.info("cell %s: %s", handles.cell, why)
+        with self._lock:
+            if self.handles.get(handles.cell.id) is handles:
+                del self.handles[handles.cell.id]
+        self._reaper.retire(handles)
+        self._tell(handles)
 
     def _every(self) -> list[Handles]:
         return [*self.handles.values(), *self._reaper.retired]
 
-    def _open(self, cell: Cell) -> Handles:
+    def _open(self, cell: Cell, deadline: Deadline | None) -> Handles:
         if self._closed:
             raise CellsClosed
-        return self._open_handles(cell)
+        if not self._max_open_cells:
+            return self._open_handles(cell)
+        self._make_room(deadline)
+        try:
+            handles = self._open_handles(cell)
+        except BaseException:
+            with self._lock:
+                self._places -= 1
+            raise
+        handles.ended = self._tell
+        return handles
 
     def _keep(self, handles: Handles) -> None:
         with self._lock:
+            if self.handles.get(handles.cell.id) is handles:
+                return  # they were open already
+            if self._max_open_cells:
+                self._places -= 1
             if not self._closed:
                 self.handles[handles.cell.id] = handles
                 return

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
 
+from cellmw import conf as options
+from cellmw import deploy
 from cellmw.cells import Cells
 from cellmw.context import RequestContext
 from cellmw.exceptions import (
+    CellBusy,
     CellMisconfigured,
     CellNotFound,
     CellsClosed,
@@ -22,6 +26,8 @@ from cellmw.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from oslo_config import cfg
 
     from cellmw.cell import Cell
 
@@ -220,3 +226,17 @@ def test_store_that_is_down(cells: Cells, store: Store, cell1: Cell) -> None:
         pass
     with pytest.raises(StoreUnavailable):
         cells.get("other")
+
+
+def test_bulkhead(conf: cfg.ConfigOpts, cell1: Cell, cell2: Cell) -> None:
+    """No more than so many requests are in one cell at a time; other cells don't notice."""
+    conf.set_override("max_leases_per_cell", 2, options.GROUP)
+    with closing(deploy.cells(conf)) as cells:
+        with cells.lease(cell1.id), cells.lease(cell1.id):
+            with pytest.raises(CellBusy, match="cell cell1: 2 requests use it already"):
+                cells.lease(cell1.id)
+            assert cells.leases == 2
+            with cells.lease(cell2.id):
+                pass
+        with cells.lease(cell1.id):
+            pass

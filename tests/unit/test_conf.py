@@ -51,6 +51,9 @@ def test_defaults(conf: cfg.ConfigOpts) -> None:
         stale_ttl=3600.0,
         mapping_cache_size=100_000,
         refresh_interval=10.0,
+        max_open_cells=0,
+        idle_timeout=0.0,
+        max_leases_per_cell=0,
         drain_timeout=5.0,
         request_timeout=60.0,
     )

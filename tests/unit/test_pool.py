@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cellmw import handles as handles_module
+from cellmw import lease as lease_module
+from cellmw import pool as pool_module
 from cellmw.cell import Cell
 from cellmw.deadline import after
 from cellmw.exceptions import CellMisconfigured, CellsClosed, DeadlineExceeded
@@ -188,3 +192,140 @@ def test_lease_on_a_closed_pool(pool: Pool) -> None:
         pool.close()
         with pytest.raises(CellsClosed):
             _ = lease.handles
+
+
+# No more than so many
+
+
+CELLS = [
+    Cell(number, f"uuid-{number}", f"c{number}", False, f"memory://c{number}/", "sqlite://") for number in range(9)
+]
+
+
+@pytest.fixture
+def small_pool(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """A pool with room for two cells, in which time passes with each look at the clock."""
+    clock = itertools.count(1.0)
+    for module in (pool_module, handles_module, lease_module):
+        monkeypatch.setattr(module, "monotonic", lambda: next(clock))
+    pool = Pool(opener, max_open_cells=2)
+    yield pool
+    pool.close()
+
+
+def _use(pool: Pool, number: int) -> Handles:
+    with Lease(pool.open(CELLS[number])) as lease:
+        return lease.handles
+
+
+def test_least_recently_used(small_pool: Pool) -> None:
+    """One cell more than may be open closes the one that nobody has used for longest."""
+    for number in (1, 2, 1, 3):
+        _use(small_pool, number)
+    assert sorted(small_pool.handles) == [1, 3]
+    _use(small_pool, 2)
+    assert sorted(small_pool.handles) == [2, 3]
+
+
+def test_never_one_that_is_leased(small_pool: Pool) -> None:
+    """A cell that is in use is left open, however long ago that began."""
+    with Lease(small_pool.open(CELLS[1])) as lease:
+        for number in (2, 3, 4):
+            _use(small_pool, number)
+        assert sorted(small_pool.handles) == [1, 4]
+        assert not lease.handles.closed
+
+
+def test_room_is_waited_for(small_pool: Pool, threads: ThreadPoolExecutor) -> None:
+    """Where all open cells are in use, who wants another waits until one of them is free."""
+    leases = [Lease(small_pool.open(CELLS[number])) for number in (1, 2)]
+    waiting = threading.Event()
+    take_place = small_pool._take_place
+
+    def look() -> bool:
+        found = take_place()
+        waiting.set()
+        return found
+
+    small_pool._take_place = look  # type: ignore[method-assign]
+    third = threads.submit(small_pool.open, CELLS[3])
+    assert waiting.wait(PATIENCE)
+    assert not third.done()
+    leases[1].release()
+    assert third.result(PATIENCE).cell == CELLS[3]
+    assert sorted(small_pool.handles) == [1, 3]
+    leases[0].release()
+
+
+def test_no_room_in_time(small_pool: Pool, opener: Opener) -> None:
+    """That has a deadline, and opens nothing."""
+    leases = [Lease(small_pool.open(CELLS[number])) for number in (1, 2)]
+    with pytest.raises(DeadlineExceeded, match="one of 2 open cells to be free"):
+        small_pool.open(CELLS[3], 0.0)
+    assert opener.names == ["c1", "c2"]
+    for lease in leases:
+        lease.release()
+    assert small_pool.open(CELLS[3]).cell == CELLS[3]
+
+
+def test_room_is_given_back(small_pool: Pool) -> None:
+    """A cell that can't be opened takes nobody's place."""
+    for _ in range(3):
+        with pytest.raises(CellMisconfigured):
+            small_pool.open(Cell(8, "uuid-8", "c8", False, "memory://c8/", None))
+    with Lease(small_pool.open(CELLS[1])), Lease(small_pool.open(CELLS[2])):
+        assert sorted(small_pool.handles) == [1, 2]
+
+
+def test_waiting_ends_with_the_pool(small_pool: Pool, threads: ThreadPoolExecutor) -> None:
+    """Who waits for room while the pool is closed is told."""
+    leases = [Lease(small_pool.open(CELLS[number])) for number in (1, 2)]
+    third = threads.submit(small_pool.open, CELLS[3])
+    small_pool.close()
+    assert isinstance(third.exception(PATIENCE), CellsClosed)
+    for lease in leases:
+        lease.release()
+
+
+def test_never_more_than_there_may_be(opener: Opener, together: Together) -> None:
+    """However many threads want however many cells, no more than so many are in use at a time, and all get theirs."""
+    pool = Pool(opener, max_open_cells=3)
+    seen: list[int] = []
+
+    def work(number: int) -> None:
+        for step in range(30):
+            with Lease(pool.open(CELLS[(number + step) % 9])) as lease:
+                if not lease._handles.retired:  # type: ignore[union-attr]
+                    seen.append(len(pool.handles))
+
+    assert together(8, work) == [None] * 8
+    assert max(seen) <= 3
+    assert pool.leases == 0
+    pool.close()
+
+
+def test_idle(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that nobody has used for the idle timeout is closed; one that is in use, or was a moment ago, is not."""
+    now = [0.0]
+    for module in (pool_module, handles_module, lease_module):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    pool = Pool(opener, idle_timeout=10)
+    with Lease(pool.open(CELLS[1])):
+        _use(pool, 2)
+        now[0] = 5
+        _use(pool, 3)
+        now[0] = 10
+        pool.retire_idle()
+        assert sorted(pool.handles) == [1, 3]
+    pool.retire_idle()
+    assert sorted(pool.handles) == [1, 3]
+    pool.close()
+
+
+def test_never_idle(opener: Opener) -> None:
+    """Without an idle timeout nothing is closed."""
+    pool = Pool(opener)
+    pool.open(CELLS[1]).used_at = -1e9
+    pool.retire_idle()
+    assert sorted(pool.handles) == [1]
+    pool.close()

@@ -163,7 +163,7 @@ def test_retired_before_it_was_leased(
     add = Lease.__init__
 
     def late(self: Lease, handles: Handles, instance_uuid: str = "") -> None:
-        if handles is old and old.retired is None:
+        if handles is old and not old.retired:
             store.update_cell(cell1.uuid, **other_urls)
             cells.refresh()
         add(self, handles, instance_uuid)
