@@ -6,6 +6,7 @@ It closes in threads of their own: closing a transport whose broker is frozen ta
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from queue import SimpleQueue
@@ -45,8 +46,10 @@ class Reaper:
         with self._all_closed:
             self.retired.add(handles)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._reap, name="cellmw-reaper", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._reap, name="cellmw-reaper", daemon=True)
+                with contextlib.suppress(RuntimeError):  # as below; what is retired now is closed by drain()
+                    thread.start()
+                    self._thread = thread
         handles.retire(self._idle.put)
 
     def drain(self, deadline: Deadline) -> None:
@@ -79,9 +82,13 @@ class Reaper:
 
     def _close(self, handles: Handles) -> None:
         handles.closed = True
-        threading.Thread(
+        thread = threading.Thread(
             target=self._close_here, args=(handles,), name=f"cellmw-close-{handles.cell}", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is so near its end that it starts no threads any more
+            self._close_here(handles)
 
     def _close_here(self, handles: Handles) -> None:
         handles.close()

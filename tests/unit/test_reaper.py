@@ -216,3 +216,16 @@ def test_drain_ends_the_thread(reaper: Reaper, handles1: Handles, closed: thread
     thread = reaper._thread
     reaper.drain(after(PATIENCE))
     assert not thread.is_alive()
+
+
+def test_no_more_threads(reaper: Reaper, handles1: Handles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the interpreter starts no threads any more, draining closes everything all the same."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    reaper.retire(handles1)
+    reaper.drain(after(0))
+    assert handles1.closed
+    assert reaper.retired == set()
