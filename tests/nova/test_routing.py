@@ -935,9 +935,7 @@ def test_late_thread(behind: Callable[..., Any], furnished: dict[str, Instance],
 
 
 def test_copy_by_dict(behind: Callable[..., Any], furnished: dict[str, Instance], cell: str) -> None:
-    """A context that is made from another's ``to_dict()`` is aimed at no cell: it reads the default database."""
-
-    def copy(context: Any, uuid: str) -> str:
-        return _instance(nova_context.RequestContext.from_dict(context.to_dict()), uuid).display_name
-
-    assert behind(furnished[cell], copy) == "in-cell0"
+    """A context that is made from a kept one's ``to_dict()`` is aimed at no cell: it reads the default database."""
+    kept = behind(furnished[cell], _keep)
+    copied = nova_context.RequestContext.from_dict(kept.to_dict())
+    assert _instance(copied, furnished[cell].uuid).display_name == "in-cell0"
