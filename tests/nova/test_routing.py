@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ import cellmw
 from cellmw.exceptions import CellHasNoTransport, LeaseClosed
 from tests.nova import instances
 from tests.nova.conftest import CELLS
-from tests.nova.worker import ARRIVAL
+from tests.nova.worker import ARRIVAL, end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -595,14 +594,7 @@ def all_recorders(deployment: Deployment) -> Iterator[dict[str, Recorder]]:
     for server in servers:
         server.start()
     yield found
-    with ThreadPoolExecutor() as stopping:  # an idle one takes seconds to notice
-        list(stopping.map(_end, servers))
-
-
-def _end(server: Any) -> None:
-    server.stop()
-    server.wait()
-    server.transport.cleanup()
+    end(servers)
 
 
 @pytest.fixture
