@@ -89,8 +89,10 @@ class Deployment:
     def __init__(self, folder: Path, servers: Servers, *, neighbours: str) -> None:
         """Configure it; nothing is in its databases yet.
 
+        :param servers: what it is made of, whose name is its ``kind``
         :param neighbours: the URL under which what Nova asks of other services is answered
         """
+        self.kind = servers.name
         self.folder = folder
         self._servers = servers
         self._neighbours = neighbours

@@ -75,6 +75,16 @@ def create(cell: str, *, project: str = PROJECT, decoys: Iterable[str] = (), map
     return instance
 
 
+def create_unmapped(cell: str, *, project: str = PROJECT) -> Instance:
+    """Write an instance into the database of ``[database] connection``, which is to become that of a cell."""
+    return _write_row(nova_context.get_admin_context(), uuidutils.generate_uuid(), cell, project)
+
+
+def add_decoy(cell: str, uuid: str, *, project: str = PROJECT) -> None:
+    """Write a row with the uuid of an instance that is in another cell."""
+    _write(uuid, cell, project)
+
+
 def build(*, project: str = PROJECT) -> str:
     """Write what there is of an instance that is still being scheduled, and return its uuid."""
     context = nova_context.get_admin_context()
@@ -129,8 +139,12 @@ def read(cell: str, uuid: str) -> Any:
 
 def _write(uuid: str, cell: str, project: str) -> Instance:
     with nova_context.target_cell(nova_context.get_admin_context(), cell_mapping(cell)) as context:
-        row = objects.Instance(context, **_fields(uuid, cell, project))
-        row.create()
+        return _write_row(context, uuid, cell, project)
+
+
+def _write_row(context: Any, uuid: str, cell: str, project: str) -> Instance:
+    row = objects.Instance(context, **_fields(uuid, cell, project))
+    row.create()
     return Instance(uuid, cell, row.host)
 
 
