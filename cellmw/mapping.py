@@ -36,7 +36,7 @@ SHORT_TTL = 1.0
 
 
 class Mapping:
-    """What the API database said of one instance, and when. Lives as long as the cache keeps it; immutable.
+    """What the API database said of one instance, and when. Lives as long as the cache keeps it.
 
     :ivar instance_uuid: in lower case
     :ivar cell_id: the cell that it lives in, None while it is being built
@@ -55,6 +55,10 @@ class Mapping:
         self.queued_for_delete = bool(row and row.queued_for_delete)
         self.loaded_at = monotonic() if asked_at is None else asked_at
         self.expires_at = self.loaded_at + (ttl if self.cell_id is not None else min(ttl, SHORT_TTL))
+
+    def expire(self) -> None:
+        """Be good for as long as there is nothing newer."""
+        self.expires_at = 0.0
 
     @property
     def exists(self) -> bool:
@@ -108,15 +112,14 @@ class Mappings:
         return mapping
 
     def distrust(self, mapping: Mapping) -> None:
-        """Drop a mapping which the app answered 404 for, unless it is so new that asking again would be no use.
+        """Ask again next time for a mapping which the app answered 404 for, unless it is so new that that is no use.
 
         So a client that keeps asking for what isn't there costs one look-up a second and not one for each request.
         """
-        if self._store.breaker.is_open:
-            return  # there is nobody to ask
         cached = self._cache.get(mapping.instance_uuid)
         if cached is not None and cached.age >= SHORT_TTL:
-            self.forget(mapping.instance_uuid)
+            # it is not dropped: where there is nobody to ask it is still the best that is known
+            self._flights.forget(mapping.instance_uuid, cached.expire)
 
     def forget(self, instance_uuid: str) -> None:
         """Drop what is cached for this instance; what is being looked up at the moment will not be kept either."""

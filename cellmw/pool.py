@@ -178,8 +178,8 @@ class Pool:
 
     def _keep(self, handles: Handles) -> None:
         with self._lock:
-            if self.handles.get(handles.cell.id) is handles:
-                return  # they were open already
+            if handles.retired or self.handles.get(handles.cell.id) is handles:
+                return  # they were found open, and may have been retired since
             if self._max_open_cells:
                 self._places -= 1
             if not self._closed:
