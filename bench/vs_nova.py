@@ -290,6 +290,7 @@ def measure_first(database: str, uuid: str) -> None:
             try:
                 return call_time(lambda: serve(first, f"/servers/{uuid}", context))
             finally:
+                cells._upkeep.close()
                 cells._pool.close()
 
         def theirs() -> float:
