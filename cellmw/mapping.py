@@ -117,7 +117,8 @@ class Mappings:
         So a client that keeps asking for what isn't there costs one look-up a second and not one for each request.
         """
         cached = self._cache.get(mapping.instance_uuid)
-        if cached is not None and cached.age >= SHORT_TTL:
+        # what has expired is being asked for already, by a thread that is not to be doubled, or cannot be asked for
+        if cached is not None and cached.age >= SHORT_TTL and cached.expires_at > monotonic():
             # it is not dropped: where there is nobody to ask it is still the best that is known
             self._flights.forget(mapping.instance_uuid, cached.expire)
 

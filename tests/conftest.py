@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _found(server: Callable[[], T]) -> T:
+def found(server: Callable[[], T]) -> T:
     """Return the server; where it is missing, skip, or fail where servers are required."""
     try:
         return server()
@@ -47,18 +47,18 @@ def _found(server: Callable[[], T]) -> T:
 def postgresql_server() -> Iterator[sqlalchemy.URL]:
     """The address of a PostgreSQL server, as a user who may create databases."""
     with ExitStack() as stack:
-        yield _found(lambda: stack.enter_context(servers.postgresql()))
+        yield found(lambda: stack.enter_context(servers.postgresql()))
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[sqlalchemy.URL]:
     """The address of a MariaDB server, as a user who may create databases."""
     with ExitStack() as stack:
-        yield _found(lambda: stack.enter_context(servers.mariadb()))
+        yield found(lambda: stack.enter_context(servers.mariadb()))
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_server() -> Iterator[servers.Broker]:
     """A RabbitMQ server that takes new vhosts."""
     with ExitStack() as stack:
-        yield _found(lambda: stack.enter_context(servers.rabbitmq()))
+        yield found(lambda: stack.enter_context(servers.rabbitmq()))

@@ -288,6 +288,16 @@ def test_app_finds_nothing_at_the_beginning(missing: Callable[[], str], link: Li
     assert [missing() for _ in range(3)] == ["the app"] * 3
 
 
+def test_known_instances_do_not_wait_for_what_is_missing(missing: Callable[[], str], link: Link, clock: Clock) -> None:
+    """That is so also where the app answers 404."""
+    clock.advance(MAPPING_TTL)
+    with ThreadPoolExecutor(2) as threads, link.slow() as hold:
+        threads.submit(missing)
+        hold.wait_until_reached()
+        others = threads.submit(lambda: [missing() for _ in range(2)])
+        assert others.result(PATIENCE) == ["the app"] * 2
+
+
 def test_stale_is_logged(known: str, link: Link, ask: Ask, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """The log tells every ten seconds that old mappings are gone by."""
     link.down()

@@ -27,8 +27,8 @@ from cellmw.engines import make_engine
 from cellmw.exceptions import LeaseClosed
 from cellmw.store import Store
 from tests import servers
+from tests.conftest import found
 from tests.functional.conftest import PATIENCE, PROJECT, Answer, Api, Exchange, Workers
-from tests.services.conftest import _found as found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
