@@ -40,7 +40,6 @@ import contextlib
 import gc
 import logging
 import math
-import socketserver
 import statistics
 import subprocess
 import sys
@@ -177,15 +176,6 @@ def nova_target_in_place(context: Any, uuid: str) -> None:
     nova_context.set_target_cell(context, mapping.cell_mapping)
 
 
-def close_nova_cells() -> None:
-    """Close what Nova keeps open of its cells."""
-    for database, transport in nova_context.CELL_CACHE.values():
-        database.dispose_pool()
-        if transport is not None:
-            transport.cleanup()
-    nova_context.CELL_CACHE.clear()
-
-
 def call_time(call: Callable[[], object], calls: int = 1) -> float:
     """Return the microseconds that a call takes."""
     gc.collect()
@@ -294,7 +284,7 @@ def measure_first(database: str, uuid: str) -> None:
                 cells._pool.close()
 
         def theirs() -> float:
-            close_nova_cells()
+            api.close_cells()
             context = new_context()
             return call_time(lambda: nova_target(context, uuid, asks=True))
 
@@ -372,8 +362,6 @@ def main(*arguments: str) -> int:
         except servers.ServerMissing as missing:
             print(missing, file=sys.stderr)
         return 0
-    # their answers leave in two parts, of which the second would wait until the first is acknowledged
-    socketserver.StreamRequestHandler.disable_nagle_algorithm = True
     command = [sys.executable, "-m", "bench.vs_nova"]
     # in this process the neighbours take no time from Nova, whose configuration is one for each process
     with neighbours.serve() as url:

@@ -86,12 +86,17 @@ def load(deployment: Deployment, paste_ini: Path, name: str = "osapi_compute") -
 def close() -> None:
     """Close what Nova itself keeps open as long as the process: its transports, and its engines for the cells."""
     rpc.cleanup()
-    databases, transports = zip(*context.CELL_CACHE.values(), strict=True)
+    close_cells()
+
+
+def close_cells() -> None:
+    """Close what Nova keeps open of its cells."""
+    handles = list(context.CELL_CACHE.values())
     context.CELL_CACHE.clear()
-    for database in databases:
+    for database, _ in handles:
         database.dispose_pool()
     with ThreadPoolExecutor() as threads:  # each takes seconds after calls
-        list(threads.map(_clean_up, transports))
+        list(threads.map(_clean_up, [transport for _, transport in handles]))
 
 
 def _clean_up(transport: RPCTransport | None) -> None:

@@ -17,6 +17,8 @@ class _Nothing(BaseHTTPRequestHandler):
     """Answers that there is nothing of what was asked for."""
 
     protocol_version = "HTTP/1.1"
+    # an answer leaves in two parts, of which the second would wait until the first is acknowledged
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         if self.path == "/":

@@ -40,7 +40,7 @@ conf.register_opts(cfg.CONF)
 
 
 def main() -> None:
-    """Load Nova's API from a folder, request a path, and print what came of it: the process that a test starts."""
+    """Load Nova's API from a folder, request a path, and write what came of it there: the process a test starts."""
     folder, path = Path(sys.argv[1]), sys.argv[2]
     deployment: Any = SimpleNamespace(folder=folder, config_file=folder / "nova.conf")
     api.load(deployment, folder / "plain.ini")
@@ -58,7 +58,10 @@ def main() -> None:
     probe.request("GET", path, call=call)
     found["new"] = sorted(after.keys() - before.keys())
     found["changed"] = [key for key in before if after[key] != before[key]]
-    print(json.dumps(found))  # noqa: T201 - what the test reads
+    (folder / "found.json").write_text(json.dumps(found))
+    for each in (service, probe):
+        if each.cells is not None:
+            each.cells.close()
     api.close()
 
 
@@ -101,7 +104,7 @@ def _run(deployment: Deployment, folder: Path, uuid: str, *, conf: str = "", fir
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads((folder / "found.json").read_text())
 
 
 def _write_conf(deployment: Deployment, folder: Path, addition: str) -> Path:

@@ -133,6 +133,10 @@ def whole_new_cell(whole_nova: Nova, new_servers: Servers) -> Iterator[NewCell]:
     try:
         with nova_context.target_cell(context, instances.cell_mapping(name)) as targeted:
             migration.db_sync(context=targeted)
+        for each in (whole_nova.filtered, whole_nova.probe):
+            if each.cells is not None:
+                # SQLite gives it the id of the last cell that was deleted, which they may know for some seconds more
+                each.cells.refresh()
         yield NewCell(Record(name, uuid, False), database_connection, transport_url)
     finally:
         mapping = instances.cell_mapping(name)
