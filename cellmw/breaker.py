@@ -47,8 +47,7 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Close it."""
-        if self.is_open:
-            self.is_open = False
+        self.is_open = False
 
     def __repr__(self) -> str:
         return f"<Breaker {'open' if self.is_open else 'closed'}>"

@@ -167,10 +167,9 @@ class Cells:
         self._pool.retire_idle()
 
     def _open(self, cell_id: int, deadline: Deadline | None) -> Handles:
-        if self._at_exit is None:
+        if self._upkeep.start():
             self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), os.getpid())
             atexit.register(self._at_exit)
-            self._upkeep.start()
         cell = self._records.get(cell_id)
         handles = self._pool.open(cell, deadline)
         if self._records.known.get(cell_id) is not cell:

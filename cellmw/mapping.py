@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from cellmw.deadline import Deadline
 from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
 from cellmw.flights import Flights
-from cellmw.store.database import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,8 +193,7 @@ class Mappings:
         )
 
     def _ask(self, instance_uuid: str) -> Mapping:
-        if not self._store.breaker.allows():
-            raise StoreUnavailable(NO_ANSWER)
+        self._store.check()
         asked_at = monotonic()  # a slow answer is an old one
         return Mapping(instance_uuid, self._store.find_instance(instance_uuid), self._ttl, asked_at)
 

@@ -12,7 +12,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from cellmw.exceptions import CellNotFound, StoreUnavailable
-from cellmw.store.database import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,8 +52,7 @@ class Records:
         """
         cell = self.known.get(ref)
         if cell is None:
-            if not self._store.breaker.allows():
-                raise StoreUnavailable(NO_ANSWER)
+            self._store.check()
             cell = self.read().get(ref)
         if cell is None:
             raise CellNotFound(ref)

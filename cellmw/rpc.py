@@ -90,7 +90,7 @@ class ClientRouter:
             return self._default
         if isinstance(transport, TransportView):
             return transport.client(self, lambda: self._make(transport))
-        # somebody else's, as Nova's set_target_cell leaves one
+        # somebody else's, as Nova's set_target_cell leaves one; or what stands for none
         return self._make(transport)
 
     def _make(self, transport: oslo_messaging.Transport) -> oslo_messaging.RPCClient:

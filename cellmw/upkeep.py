@@ -36,16 +36,19 @@ class Upkeep:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begin, if it hasn't begun or ended yet."""
-        if self._thread is not None:
-            return
+    def start(self) -> bool:
+        """Begin, if it hasn't begun or ended yet.
+
+        :returns: whether it has begun by this call
+        """
         with self._lock:
-            if self._thread is None and not self._ended.is_set():
-                self._thread = threading.Thread(
-                    target=_run, args=(self._method, self._interval, self._ended), name="cellmw-upkeep", daemon=True
-                )
-                self._thread.start()
+            if self._thread is not None or self._ended.is_set():
+                return False
+            self._thread = threading.Thread(
+                target=_run, args=(self._method, self._interval, self._ended), name="cellmw-upkeep", daemon=True
+            )
+            self._thread.start()
+            return True
 
     def close(self) -> None:
         """End; a round that is under way goes on to its end."""

@@ -29,7 +29,7 @@ DATABASE_ERRORS = (db_exc.DBError, exc.SQLAlchemyError)
 """What a database failure is raised as: oslo.db translates what comes from a driver, and lets the rest through."""
 
 
-NO_ANSWER = "the API database does not answer, or refuses the connection"
+_NO_ANSWER = "the API database does not answer, or refuses the connection"
 """What is said while it is down."""
 
 
@@ -55,7 +55,7 @@ class Database:
     meanwhile is run once more on a fresh one: SQLAlchemy then distrusts every connection that is as old, so that the
     second attempt never meets another of them.
 
-    :ivar breaker: open while the database does not answer; it stops nobody here, who can't wait asks it before
+    :ivar breaker: open while the database does not answer; it stops nobody but those who :meth:`check` before
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -88,6 +88,14 @@ class Database:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._engine.dialect.name} {'closed' if self._closed else 'open'}>"
+
+    def check(self) -> None:
+        """Raise at once where it did not answer a moment ago: for callers that can't wait. Now and then one may try.
+
+        :raises StoreUnavailable: unless it is worth a try
+        """
+        if not self.breaker.allows():
+            raise StoreUnavailable(_NO_ANSWER)
 
     def _read(self, work: Callable[[Connection], Result]) -> Result:
         return self._run(self._engine, work)
@@ -135,7 +143,7 @@ def failure(error: Exception) -> StoreUnavailable:
     if isinstance(error, exc.TimeoutError):
         return StoreUnavailable("no connection to the API database became free: max_pool_size may be too small")
     if _dropped(error) or getattr(_untranslated(error), "statement", "") is None:
-        return StoreUnavailable(NO_ANSWER)
+        return StoreUnavailable(_NO_ANSWER)
     return StoreUnavailable(f"the API database failed: {_driver_error(error)}")
 
 

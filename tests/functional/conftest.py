@@ -358,3 +358,14 @@ class Show:
 def show(api: Api) -> Show:
     """An app that shows which cell its request was aimed at."""
     return Show(api)
+
+
+def streaming(step: Callable[[Any], Any]) -> WSGIApplication:
+    """Make an app whose body does this with its context three times, for one chunk each."""
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        context = environ["cellmw.context"]
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return (f"{step(context)} ".encode() for _ in range(3))
+
+    return app

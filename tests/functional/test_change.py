@@ -28,12 +28,12 @@ from oslo_config import cfg
 
 from cellmw import rpc
 from cellmw.exceptions import CellsClosed
-from tests.functional.conftest import PATIENCE, PROJECT, TOPIC, Workers
+from tests.functional.conftest import PATIENCE, PROJECT, TOPIC, Workers, streaming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from _typeshed.wsgi import StartResponse, WSGIApplication
+    from _typeshed.wsgi import StartResponse
 
     from cellmw import CellFilter, RequestContext
     from cellmw.handles import Handles
@@ -118,17 +118,6 @@ def news(caplog: pytest.LogCaptureFixture) -> Iterator[News]:
 
 
 CLOSED = "cell cell1: what it had open is closed"
-
-
-def streaming(step: Callable[[Any], Any]) -> WSGIApplication:
-    """Make an app whose body does this with its context three times, for one chunk each."""
-
-    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        context = environ["cellmw.context"]
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return (f"{step(context)} ".encode() for _ in range(3))
-
-    return app
 
 
 @pytest.fixture

@@ -89,10 +89,11 @@ def close() -> None:
     close_cells()
 
 
-def close_cells() -> None:
-    """Close what Nova keeps open of its cells."""
-    handles = list(context.CELL_CACHE.values())
-    context.CELL_CACHE.clear()
+def close_cells(cache: dict[str, Any] | None = None) -> None:
+    """Close what Nova keeps open of its cells, in its own cache or in one that stood in its place."""
+    cache = context.CELL_CACHE if cache is None else cache
+    handles = list(cache.values())
+    cache.clear()
     for database, _ in handles:
         database.dispose_pool()
     with ThreadPoolExecutor() as threads:  # each takes seconds after calls

@@ -15,6 +15,7 @@ from oslo_utils import timeutils, uuidutils
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+ALL_CELLS = ("cell0", "cell1", "cell2")
 PROJECT = "6f70656e737461636b20697320666f72"
 OTHER_PROJECT = "61206f746865722070726f6a65637421"
 USER = "alice"
@@ -73,6 +74,11 @@ def create(cell: str, *, project: str = PROJECT, decoys: Iterable[str] = (), map
     if mapped:
         map_to(cell, uuid, project=project)
     return instance
+
+
+def create_with_decoys(cell: str, *, project: str = PROJECT) -> Instance:
+    """Write an instance of a cell, and a row of the same uuid in each of the others."""
+    return create(cell, project=project, decoys=[other for other in ALL_CELLS if other != cell])
 
 
 def create_unmapped(cell: str, *, project: str = PROJECT) -> Instance:

@@ -31,6 +31,7 @@ from oslo_utils import timeutils, uuidutils
 from cellmw import deploy
 from cellmw.mapping import SHORT_TTL
 from tests.nova import instances, server, worker
+from tests.nova.api import close_cells
 from tests.nova.deployment import Deployment, Place
 from tests.nova.stream import CONTEXT, NOVA, Question, Stream, ask_once, questions
 
@@ -96,10 +97,7 @@ class OneDatabase(Deployment):
                 stack.callback(rpc.cleanup)
             patch.setattr(nova_context, "CELL_CACHE", {})
             yield
-            for database, transport in nova_context.CELL_CACHE.values():
-                database.dispose_pool()
-                if transport is not None:
-                    transport.cleanup()
+            close_cells()
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ from nova.db.api import models as api_models
 from nova.db.main import models
 from oslo_utils import uuidutils
 
-from cellmw.lease import Lease, NoTransport
+from cellmw.lease import Lease
 from tests.nova import instances
-from tests.nova.api import load
+from tests.nova.api import close_cells, load
 from tests.nova.conftest import CELLS
 from tests.nova.deployment import CELLS_INI, write_paste_ini
-from tests.nova.instances import OTHER_PROJECT, PROJECT
+from tests.nova.instances import ALL_CELLS, OTHER_PROJECT, PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from tests.nova.deployment import Deployment
     from tests.nova.worker import Worker
 
-ALL_CELLS = ("cell0", *CELLS)
 ADMIN = "admin,member,reader"
 NOTHING = "00000000-0000-4000-8000-000000000000"
 """The uuid of nothing that there is."""
@@ -252,8 +251,7 @@ class Kind:
 
 def _create(home: str, project: str = PROJECT) -> str:
     """Make an instance with rows in all cells, in which everything says whether they are those of its own cell."""
-    decoys = [cell for cell in ALL_CELLS if cell != home]
-    instance_uuid = instances.create(home, project=project, decoys=decoys).uuid
+    instance_uuid = instances.create_with_decoys(home, project=project).uuid
     for cell in ALL_CELLS:
         where = "home" if cell == home else "elsewhere"
         with nova_context.target_cell(nova_context.get_admin_context(), instances.cell_mapping(cell)) as context:
@@ -662,10 +660,8 @@ def forget_cells(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]
         monkeypatch.setattr(nova_context, "CELL_CACHE", caches[-1])
 
     yield forget
-    for database, transport in [handles for cache in caches for handles in cache.values()]:
-        database.dispose_pool()
-        if transport is not None and not isinstance(transport, NoTransport):
-            transport.cleanup()
+    for cache in caches:
+        close_cells(cache)
 
 
 @pytest.mark.parametrize("request_id", FEW)

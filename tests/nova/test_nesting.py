@@ -20,14 +20,14 @@ from nova import objects
 from nova.compute import rpcapi
 from nova.context import set_target_cell, target_cell
 from nova.db.main import api as db
-from oslo_messaging.transport import RPCTransport
 
 from cellmw import CellFilter
 from cellmw.exceptions import CellHasNoTransport, LeaseClosed
 from cellmw.lease import DatabaseView, TransportView
 from tests.nova import api, instances
 from tests.nova.conftest import CELLS
-from tests.nova.instances import cell_mapping
+from tests.nova.instances import ALL_CELLS, cell_mapping
+from tests.nova.instances import create_with_decoys as create
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from tests.nova.api import Api
     from tests.nova.conftest import Nova
     from tests.nova.instances import Instance
-
-ALL_CELLS = ("cell0", *CELLS)
 
 PAIRS = [("cell1", "cell2"), ("cell2", "cell0"), ("cell0", "cell1")]
 """The cell of the request's instance, and another one that the request goes to."""
@@ -50,11 +48,6 @@ pytestmark = pytest.mark.usefixtures("workers")
 
 class Failure(Exception):
     """What a test raises itself."""
-
-
-def create(cell: str) -> Instance:
-    """Make an instance in a cell, and a row of the same uuid in each of the others."""
-    return instances.create(cell, decoys=[other for other in ALL_CELLS if other != cell])
 
 
 def request(pipeline: Api, instance: Instance, call: Callable[[Visit], Any]) -> Any:
@@ -313,10 +306,7 @@ def cold_cache() -> Iterator[dict[str, Any]]:
             patch.setattr(nova_context, "CELL_CACHE", cache)
             yield cache
     finally:
-        for database, transport in cache.values():
-            database.dispose_pool()
-            if type(transport) is RPCTransport:
-                transport.cleanup()
+        api.close_cells(cache)
 
 
 KEPT = [(own, other) for own, other in MOVES if other != "cell0" or own == "cell0"]

@@ -32,6 +32,8 @@ import cellmw
 from cellmw.exceptions import CellHasNoTransport, LeaseClosed
 from tests.nova import instances
 from tests.nova.conftest import CELLS
+from tests.nova.instances import ALL_CELLS
+from tests.nova.instances import create_with_decoys as create
 from tests.nova.worker import ARRIVAL, end
 
 if TYPE_CHECKING:
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
     Call = Callable[[Any, str], Any]
     """What is called with the context of a request and the uuid of its instance."""
 
-ALL_CELLS = ("cell0", *CELLS)
 
 TOPIC = "cellmw-tests"
 
@@ -109,11 +110,6 @@ def behind(nova: Nova) -> Callable[..., Any]:
         return outcome[0]
 
     return behind
-
-
-def create(cell: str) -> Instance:
-    """Make an instance in a cell, and a row of the same uuid in each of the others."""
-    return instances.create(cell, decoys=[other for other in ALL_CELLS if other != cell])
 
 
 def rows(engine: Engine, table: str, **values: Any) -> list[dict[str, Any]]:

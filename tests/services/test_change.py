@@ -26,17 +26,17 @@ from cellmw import CellFilter
 from cellmw.engines import make_engine
 from cellmw.store import Store, migrations
 from tests import servers
-from tests.functional.conftest import PATIENCE, PROJECT, Answer, Api, Exchange, Workers
+from tests.functional.conftest import PATIENCE, PROJECT, Answer, Api, Exchange, Workers, streaming
 from tests.servers import private_postgresql
 from tests.servers.addresses import POSTGRESQL, answer
 from tests.servers.private import Home, free_ports, program
 from tests.services.test_private_servers import has_ended, inhabitants, skip_where_not_installed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from _typeshed.wsgi import StartResponse, WSGIApplication
+    from _typeshed.wsgi import WSGIApplication
 
 CONNECTIONS = {
     "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = :database",
@@ -69,17 +69,6 @@ def named(url: str, name: str) -> str:
     execute(url, "CREATE TABLE this_cell (name VARCHAR(255))")
     execute(url, "INSERT INTO this_cell VALUES (:name)", name=name)
     return url
-
-
-def streaming(step: Callable[[Any], str]) -> WSGIApplication:
-    """Make an app whose body does this with its context three times, for one chunk each."""
-
-    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        context = environ["cellmw.context"]
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return (f"{step(context)} ".encode() for _ in range(3))
-
-    return app
 
 
 class Deployment:
