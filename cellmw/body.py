@@ -21,6 +21,9 @@ class Owner(Protocol):
     def status(self) -> str:
         """The status line that the app has given to start_response, empty before that."""
 
+    def begun(self) -> None:
+        """The first chunk of the body is there, or there is none."""
+
     def end(self) -> None:
         """The body has been closed; or it never was, and its finalizer says so, which must not wait for a lock."""
 
@@ -45,7 +48,9 @@ class Body(itertools.chain[bytes]):
     @classmethod
     def around(cls, body: Iterable[bytes], owner: Owner) -> Self:
         """Take over the app's body; nothing of it is read yet."""
-        wrapped = cls(body if owner.status else _rescued(body, owner))
+        chunks = iter(body) if owner.status else _rescued(body, owner)
+        # the second link has no chunk: it is a call, between the first chunk and the rest
+        wrapped = cls(itertools.islice(chunks, 1), iter(owner.begun, None), chunks)
         wrapped._body = body
         wrapped._owner = owner
         return wrapped

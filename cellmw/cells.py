@@ -108,7 +108,7 @@ class Cells:
             handles = self._open_handles.get(cell_id)
             if handles is None:
                 handles = self._open(cell_id, deadline)
-            lease = Lease(handles, instance_uuid)
+            lease = Lease(handles, instance_uuid, deadline)
             if not handles.retired:
                 if len(handles.leases) <= self._max_leases:
                     return lease
@@ -123,6 +123,8 @@ class Cells:
 
         For work that outlives its request or goes to another cell. The context itself is left as it is.
 
+        :param deadline: the moment on the clock of ``time.monotonic()`` by which everything in the block has to be done
+            waiting; without one each single wait may take ``request_deadline`` seconds
         :raises CellMisconfigured: if the cell's URLs can't be used
         """
         with self.lease(cell.id, deadline) as lease:
@@ -170,7 +172,7 @@ class Cells:
         if self._upkeep.start():
             self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), os.getpid())
             atexit.register(self._at_exit)
-        cell = self._records.get(cell_id)
+        cell = self._records.get(cell_id, deadline)
         handles = self._pool.open(cell, deadline)
         if self._records.known.get(cell_id) is not cell:
             # they were read while these were being opened, which may have been out of date from the beginning

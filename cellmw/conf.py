@@ -214,14 +214,58 @@ kills a worker that does not end.
 """,
     ),
     cfg.FloatOpt(
-        "request_timeout",
+        "request_deadline",
         default=60.0,
         min=0.1,
         help="""
-Seconds after which a request for an instance stops waiting for another thread that looks up the same mapping or opens
-the same cell, and is answered with a 503. It is one deadline for both, and a handler may read it as the target's
-``deadline``; it does not interrupt statements or messages. Keep it below the time after which the load balancer in
-front gives up, so that the client gets an answer that says what happened.
+Seconds within which a request for an instance has to be done waiting. It is one deadline for all that it may wait for:
+the look-up of the mapping, a cell that is being opened, connecting to a database or a broker, each statement, each
+message and each reply. What is not there by then is answered with a 503, and a connection that a frozen server holds is
+cut. It ends with the first chunk of the response: after that each single wait has as many seconds of its own. No
+statement lasts longer at the server either. Keep it below the time after which the load balancer in front gives up, so
+that the client gets an answer that says what happened.
+""",
+    ),
+    cfg.StrOpt(
+        "deadline_header",
+        help="""
+Name of a header by which a client or a proxy says in how many seconds it gives up, as in ``X-Request-Timeout: 2.5``.
+The request's deadline is then that, where it is lower than ``request_deadline``. A header that is no number of seconds
+is answered with a 400.
+""",
+    ),
+    cfg.StrOpt(
+        "down_cell",
+        default="503",
+        choices=[
+            ("503", "answer 503, with Retry-After"),
+            ("degrade", "let the request through, with a target that says what is down"),
+        ],
+        help="""
+What becomes of a request for an instance in a cell whose database is known not to answer. Set it to ``degrade`` for a
+service that has an answer of its own for that, as Nova has for lists: the target's ``down`` names what is down, and
+every use of it raises CellUnavailable at once.
+""",
+    ),
+    cfg.FloatOpt(
+        "probe_interval",
+        default=2.0,
+        min=0.1,
+        help="""
+Seconds within which a database or a broker that was down is found to be back. While it is down each worker process
+connects to it once in this time, outside of requests. Raise it where very many workers would be too many for a server
+that is just starting.
+""",
+    ),
+    cfg.IntOpt(
+        "max_connections_per_cell",
+        default=15,
+        min=1,
+        help="""
+How many connections a worker process may have to the database of a cell, and how many for sending to its queue, on top
+of the one on which replies arrive. Whoever needs one more waits for it until its deadline. ``max_pool_size`` and
+``max_overflow`` in ``[cellmw_database]`` can only make it fewer. Lower it where workers times cells times this are more
+than the servers take.
 """,
     ),
 )
@@ -325,7 +369,11 @@ class Settings:
     idle_timeout: float
     max_leases_per_cell: int
     drain_timeout: float
-    request_timeout: float
+    request_deadline: float
+    deadline_header: str | None
+    down_cell: str
+    probe_interval: float
+    max_connections_per_cell: int
 
 
 def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -> Settings:

@@ -63,6 +63,9 @@ class ContextLoan:
             else:
                 self._before.update_store()
 
+    def begun(self) -> None:
+        """The trip has been told already."""
+
     def rescue(self, error: Exception) -> None:
         """Let every error through: what there is to answer, the trip has answered."""
 

@@ -10,6 +10,7 @@ from cellmw import engines
 from cellmw.cells import Cells
 from cellmw.exceptions import ConfigError
 from cellmw.handles import Handles
+from cellmw.limits import Limits
 from cellmw.mapping import Mappings
 from cellmw.pool import Pool
 from cellmw.store import Store
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from cellmw.cell import Cell
 
 
-def store(conf: cfg.ConfigOpts) -> Store:
+def store(conf: cfg.ConfigOpts, limits: Limits | None = None) -> Store:
     """Make the store that ``[api_database] connection`` names; nothing is connected to yet.
 
+    :param limits: what bounds its waits, for a service; an operator's command may take its time
     :raises ConfigError: if the option is not set, or its URL can't be used
     """
     options.register_opts(conf)
@@ -33,7 +35,7 @@ def store(conf: cfg.ConfigOpts) -> Store:
         raise ConfigError("[api_database] connection is not set: set it to the URL of the API database")
     engine_options = options.engine_options(conf, options.API_DATABASE)
     try:
-        return Store(engines.make_engine(url, engine_options, pre_ping=False))
+        return Store(engines.make_engine(url, engine_options, pre_ping=False), limits)
     except ConfigError as error:
         raise ConfigError(f"[api_database] connection: {error}") from error
 
@@ -47,7 +49,16 @@ def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -
     return options.settings(conf, overrides)
 
 
-def open_handles(cell: Cell, conf: cfg.ConfigOpts) -> Handles:
+def limits(chosen: options.Settings) -> Limits:
+    """Make what bounds all that a filter with these settings may wait for."""
+    return Limits(
+        patience=chosen.request_deadline,
+        probe_interval=chosen.probe_interval,
+        max_connections=chosen.max_connections_per_cell,
+    )
+
+
+def open_handles(cell: Cell, conf: cfg.ConfigOpts, limits: Limits) -> Handles:
     """Open the handles of this cell as ``[cellmw_database]`` has them; nothing is connected to yet.
 
     :raises CellMisconfigured: if the cell's URLs can't be used
@@ -59,6 +70,7 @@ def open_handles(cell: Cell, conf: cfg.ConfigOpts) -> Handles:
         options.engine_options(conf, options.CELL_DATABASE),
         replica=group.slave_connections.get(cell.name) or group.slave_connections.get(cell.uuid),
         synchronous_reader=group.synchronous_reader,
+        limits=limits,
     )
 
 
@@ -66,23 +78,24 @@ def cells(
     conf: cfg.ConfigOpts,
     chosen: options.Settings | None = None,
     *,
-    api_database: Store | None = None,
-    opener: Callable[[Cell, cfg.ConfigOpts], Handles] | None = None,
+    api_database: Callable[[cfg.ConfigOpts, Limits], Store] = store,
+    opener: Callable[[Cell, cfg.ConfigOpts, Limits], Handles] = open_handles,
 ) -> Cells:
     """Make the Cells that the configuration describes; nothing is connected to yet.
 
     :param chosen: the values to go by where they are not just those of ``[cellmw]``
-    :param api_database: the store, where there is one already; it is closed with the cells
-    :param opener: opens the handles of each cell, instead of :func:`open_handles`
+    :param api_database: makes the store, which is closed with the cells
+    :param opener: opens the handles of each cell
     :raises ConfigError: if an option is not set that has to be, or has a value that it does not take
     """
     chosen = chosen or settings(conf)
-    api_database = api_database or store(conf)
+    bounds = limits(chosen)
+    records = api_database(conf, bounds)
     return Cells(
-        api_database,
-        Mappings(api_database, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size, stale_ttl=chosen.stale_ttl),
+        records,
+        Mappings(records, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size, stale_ttl=chosen.stale_ttl),
         Pool(
-            lambda cell: (opener or open_handles)(cell, conf),
+            lambda cell: opener(cell, conf, bounds),
             max_open_cells=chosen.max_open_cells,
             idle_timeout=chosen.idle_timeout,
             drain_timeout=chosen.drain_timeout,

@@ -14,6 +14,7 @@ import sqlalchemy
 from oslo_db.sqlalchemy import engines as oslo_engines
 from sqlalchemy import event, exc, pool
 
+from cellmw.bounds import BoundedPool
 from cellmw.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def make_engine(url: str, options: Mapping[str, Any], *, pre_ping: bool) -> Engi
 
     def engine_target(parsed: sqlalchemy.URL, **arguments: Any) -> tuple[Engine, Engine]:
         if arguments.get("poolclass") is pool.NullPool:
-            arguments |= {"poolclass": pool.QueuePool} | _queue_pool_arguments(options)
+            arguments |= _queue_pool_arguments(options)
+        if arguments.get("poolclass", pool.NullPool) is pool.NullPool:
+            arguments["poolclass"] = BoundedPool
         engine = sqlalchemy.create_engine(parsed, **arguments | {"pool_pre_ping": pre_ping})
         if engine.dialect.name == "sqlite":
             event.listen(engine, "begin", _lock_for_writing)

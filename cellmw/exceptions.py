@@ -179,11 +179,16 @@ class CellUnavailable(CellError):
     """The cell's database or message queue gave no answer.
 
     :ivar resource: ``"database"`` or ``"queue"``
+    :ivar cause: why, in a few words; empty where nothing is known
+    :ivar sent: of a message, ``"no"`` where it was certainly not sent, and never will be, and ``"unknown"`` where it
+        may have been: once a byte of it is written nobody can take it back
     """
 
-    def __init__(self, cell: Cell, resource: str) -> None:
-        super().__init__(cell, f"cell {cell}: its {resource} does not answer")
+    def __init__(self, cell: Cell, resource: str, cause: str = "", sent: str = "no") -> None:
+        super().__init__(cell, f"cell {cell}: its {resource} does not answer{cause and f' ({cause})'}")
         self.resource = resource
+        self.cause = cause
+        self.sent = sent
 
 
 class CellBusy(CellError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cell -> its open handles: the oslo.messaging transport and the database engine that all requests share.
+"""Cell -> its open handles: the message queue and the database that all requests share.
 
 Opening them connects to nothing; the first message and the first statement do. Nobody outside the pool and its leases
 gets to see them: what a request sees are views (lease.py).
@@ -12,25 +12,20 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-import oslo_messaging
-from oslo_config import cfg
-from oslo_db.sqlalchemy import orm
-from sqlalchemy.orm import sessionmaker
-
-from cellmw.engines import WRITER, make_engine
-from cellmw.exceptions import CellMisconfigured, ConfigError
+from cellmw.cell_database import CellDatabase
+from cellmw.cell_queue import CellQueue
+from cellmw.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    import oslo_messaging
+    from oslo_config import cfg
     from sqlalchemy import Engine
-    from sqlalchemy.orm import Session
 
     from cellmw.cell import Cell
 
 LOG = logging.getLogger(__name__)
-
-_GROUPS_OF_THE_GLOBAL_CONF = ("oslo_messaging_metrics", "oslo_messaging_tracing")
 
 
 class Handles:
@@ -46,39 +41,34 @@ class Handles:
     :ivar used_at: when the last lease has ended, on the clock of ``time.monotonic()``
     :ivar closed: whether ``close()`` was called
     :ivar conf: the options that the transport and its clients go by
-    :ivar transport: None for a cell that has no message queue
-    :ivar engine: the database's; readers and writers use the same pool of connections
-    :ivar replica: the engine of the database's read replica, or of the database itself where it has none
+    :ivar queue: None for a cell that has no message queue
+    :ivar database: the cell's database
+    :ivar down: which of ``"database"`` and ``"queue"`` are known not to answer
+    :ivar patience: seconds that each single wait may take where there is no deadline
     """
 
     def __init__(
-        self,
-        cell: Cell,
-        conf: cfg.ConfigOpts,
-        transport: oslo_messaging.Transport | None,
-        engine: Engine,
-        replica: Engine | None = None,
-        *,
-        synchronous_reader: bool = True,
+        self, cell: Cell, conf: cfg.ConfigOpts, queue: CellQueue | None, database: CellDatabase, patience: float = 60.0
     ) -> None:
         self.cell = cell
         self.conf = conf
-        self.transport = transport
-        self.engine = engine
-        self.replica = engine if replica is None else replica
-        self.synchronous_reader = synchronous_reader
-        self.reader_maker = _session_maker(engine)
-        self.async_reader_maker = _session_maker(self.replica)
-        self.writer_maker = _session_maker(engine.execution_options(**WRITER))
+        self.queue = queue
+        self.database = database
+        self.patience = patience
         self.leases: set[int] = set()
         self.retired = False
         self.ended: Callable[[Handles], object] | None = None
         self.used_at = monotonic()
         self.closed = False
+        self.down: tuple[str, ...] = ()
         self._operations: set[int] = set()
-        engines = [engine] if replica is None else [engine, replica]
         # in the order of opening: closed from the end
-        self._closing: list[Callable[[], object]] = [*(each.dispose for each in engines), self._close_transport]
+        self._closing: list[Callable[[], object]] = [database.close]
+        database.breaker.changed = self._look
+        if queue is not None:
+            queue.breaker.changed = self._look
+            queue.operation = self.operation
+            self._closing.append(queue.close)
 
     @classmethod
     def open(
@@ -89,6 +79,7 @@ class Handles:
         *,
         replica: str | None = None,
         synchronous_reader: bool = True,
+        limits: Limits | None = None,
     ) -> Handles:
         """Open the handles of this cell, which connects to nothing yet.
 
@@ -97,14 +88,23 @@ class Handles:
         :param synchronous_reader: whether readers that don't say ``async_`` keep to the database itself
         :raises CellMisconfigured: if one of its URLs is missing, malformed or names a driver that isn't installed
         """
-        try:
-            engine = make_engine(cell.reveal_database_connection(), engine_options, pre_ping=True)
-            follower = None if replica is None else make_engine(replica, engine_options, pre_ping=True)
-        except ConfigError as wrong:
-            raise CellMisconfigured(cell, str(wrong)) from None
-        _register_messaging_groups(conf)
-        transport = _open_transport(cell, conf)
-        return cls(cell, conf, transport, engine, follower, synchronous_reader=synchronous_reader)
+        limits = limits or Limits()
+        database = CellDatabase.open(
+            cell, engine_options, limits, replica=replica, synchronous_reader=synchronous_reader
+        )
+        transport_url = cell.reveal_transport_url()
+        queue = CellQueue.open(cell, conf, limits) if transport_url and cell.has_transport else None
+        return cls(cell, conf, queue, database, limits.patience)
+
+    @property
+    def transport(self) -> oslo_messaging.Transport | None:
+        """The transport of the queue, None where there is none."""
+        return None if self.queue is None else self.queue.transport
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the database."""
+        return self.database.engine
 
     @property
     def in_use(self) -> bool:
@@ -143,47 +143,11 @@ class Handles:
                 except Exception:
                     LOG.warning("cell %s: closing a handle failed", self.cell, exc_info=True)
 
-    def _close_transport(self) -> None:
-        if self.transport is not None:
-            self.transport.cleanup()
+    def _look(self) -> None:
+        down = ["database"] if self.database.breaker.is_open else []
+        if self.queue is not None and self.queue.breaker.is_open:
+            down.append("queue")
+        self.down = tuple(down)
 
     def __repr__(self) -> str:
         return f"<Handles cell={self.cell} leases={len(self.leases)} {'closed' if self.closed else 'open'}>"
-
-
-def _open_transport(cell: Cell, conf: cfg.ConfigOpts) -> oslo_messaging.Transport | None:
-    url = cell.reveal_transport_url()
-    if not cell.has_transport:
-        return None
-    try:
-        return oslo_messaging.get_rpc_transport(conf, url=url)
-    except ImportError as missing:
-        raise CellMisconfigured(
-            cell, f"its oslo.messaging driver needs {missing.name}, which is not installed"
-        ) from None
-    except oslo_messaging.DriverLoadFailure as failure:
-        raise CellMisconfigured(cell, f"no oslo.messaging driver {failure.driver!r} is installed") from None
-    except (oslo_messaging.InvalidTransportURL, cfg.NoSuchOptError, ValueError):
-        # their messages can quote the URL, with its password
-        raise CellMisconfigured(cell, "its transport URL is not one that oslo.messaging can read") from None
-
-
-def _register_messaging_groups(conf: cfg.ConfigOpts) -> None:
-    """Register the options that oslo.messaging registers on ``cfg.CONF`` alone but reads from whatever it is given."""
-    if conf is cfg.CONF:
-        return
-    for group in _GROUPS_OF_THE_GLOBAL_CONF:
-        with contextlib.suppress(cfg.NoSuchGroupError):
-            opts = cfg.CONF._get_group(group)._opts.values()
-            conf.register_opts([opt["opt"] for opt in opts], group=group)
-
-
-def _session_maker(engine: Engine) -> sessionmaker[Session]:
-    # what oslo.db's own maker passes, and that a session which was closed stays so: by default it opens itself again
-    return sessionmaker(
-        bind=engine,
-        class_=orm.Session,
-        query_cls=orm.Query,
-        expire_on_commit=False,
-        close_resets_only=False,
-    )

@@ -8,6 +8,7 @@ that it shares with the API. Whoever asks is a machine inside the instance: noth
 from __future__ import annotations
 
 import hmac
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,34 @@ PROJECT_HEADER = "X-Tenant-ID"
 """The header in which the proxy says whose the instance is."""
 
 _NAME = re.compile("[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 _UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+class DeadlineHeader:
+    """The header that says in how many seconds the client gives up. Lives as long as the filter; immutable."""
+
+    def __init__(self, name: str) -> None:
+        """Take the seconds from this header.
+
+        :raises ConfigError: if the name is none that a header can have
+        """
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"deadline_header: {name!r} is no name of a header")
+        self._name = name
+        self._key = _environ_key(name)
+
+    def seconds(self, environ: WSGIEnvironment) -> float:
+        """Return the seconds, infinity where there is no such header.
+
+        :raises HeaderMalformed: if it is there more than once, or is no number of seconds
+        """
+        value = environ.get(self._key)
+        if value is None:
+            return math.inf
+        if not _SECONDS.fullmatch(value):
+            raise HeaderMalformed(self._name)
+        return float(value)
 
 
 class InstanceHeader:

@@ -19,20 +19,29 @@ import oslo_messaging
 from oslo_db.sqlalchemy import enginefacade
 from sqlalchemy.orm import Session, sessionmaker
 
-from cellmw.exceptions import CellHasNoTransport, CellsClosed, LeaseClosed
+from cellmw.bounds import cause, has_no_place
+from cellmw.deadline import after
+from cellmw.exceptions import CellHasNoTransport, CellsClosed, CellUnavailable, DeadlineExceeded, LeaseClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection, Engine
 
+    from cellmw.bounds import BoundedEngine
     from cellmw.cell import Cell
+    from cellmw.cell_database import Source
+    from cellmw.cell_queue import CellQueue
+    from cellmw.deadline import Deadline
     from cellmw.handles import Handles
 
 LOG = logging.getLogger(__name__)
 
 _REGISTERING = threading.Lock()
 """Held while a lease gets the place for its first session, which two threads may want at once."""
+
+_LAST_PATIENCE = 1.0
+"""Seconds that a wait may take which begins after the release: what is left to do is to give back a connection."""
 
 _NOT_PORTABLE = "the handles of a cell stay in their process and in their request: they can't be pickled or deep-copied"
 
@@ -44,13 +53,15 @@ class Lease:
 
     :ivar cell: whose handles they are
     :ivar instance_uuid: the instance that the request is for; empty outside a request
+    :ivar deadline: the moment by which everything has to be done; None where each wait has a length of its own
     """
 
-    __slots__ = ("_clients", "_handles", "_sessions", "cell", "instance_uuid")
+    __slots__ = ("_clients", "_handles", "_sessions", "cell", "deadline", "instance_uuid")
 
-    def __init__(self, handles: Handles, instance_uuid: str = "") -> None:
+    def __init__(self, handles: Handles, instance_uuid: str = "", deadline: Deadline | None = None) -> None:
         self.cell: Cell = handles.cell
         self.instance_uuid = instance_uuid
+        self.deadline = deadline
         self._handles: Handles | None = handles
         self._clients: dict[object, oslo_messaging.RPCClient] | None = None
         self._sessions: weakref.WeakKeyDictionary[Any, int] | None = None
@@ -69,6 +80,19 @@ class Lease:
         if handles.closed:
             raise CellsClosed
         return handles
+
+    @property
+    def down(self) -> tuple[str, ...]:
+        """Which of ``"database"`` and ``"queue"`` are known not to answer; after the release nothing is known."""
+        handles = self._handles
+        return () if handles is None else handles.down
+
+    def until(self) -> Deadline:
+        """Return the deadline of a wait that begins now."""
+        deadline, handles = self.deadline, self._handles
+        if deadline is None:
+            return after(_LAST_PATIENCE if handles is None else handles.patience)
+        return deadline
 
     @property
     def clients(self) -> dict[object, oslo_messaging.RPCClient]:
@@ -167,13 +191,16 @@ class TransportView(_StaysHere, oslo_messaging.transport.RPCTransport):
         transport: Any = self._lease.handles.transport
         return transport._driver
 
+    @property
+    def _queue(self) -> CellQueue:
+        queue: Any = self._lease.handles.queue  # there is one: a cell without it has no such view
+        return queue
+
     def _send(self, *args: Any, **kwargs: Any) -> Any:
-        with self._lease.handles.operation():
-            return super()._send(*args, **kwargs)
+        return self._queue.send(self._lease.until(), *args, **kwargs)
 
     def _send_notification(self, *args: Any, **kwargs: Any) -> Any:
-        with self._lease.handles.operation():
-            return super()._send_notification(*args, **kwargs)
+        return self._queue.send_notification(self._lease.until(), *args, **kwargs)
 
     def client(self, key: object, make: Callable[[], oslo_messaging.RPCClient]) -> oslo_messaging.RPCClient:
         """Return the client that this lease has for ``key``, made on first use."""
@@ -268,46 +295,80 @@ class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type
     def __init__(self, lease: Lease) -> None:
         # not super().__init__(): nothing of what it prepares is for handles that are open already
         self._lease = lease
+        self._engines: dict[Source, BoundedEngine] = {}
 
     def get_writer_engine(self) -> Engine:
-        engine: Engine = self._lease.handles.writer_maker.kw["bind"]
-        return engine
+        return self._engine(self._lease.handles.database.writer)
 
     def get_reader_engine(self) -> Engine:
-        return self._lease.handles.replica
+        return self._engine(self._lease.handles.database.async_reader)
 
     def get_writer_maker(self) -> sessionmaker[Session]:
-        return _LeasedSessionmaker(self._lease, self._lease.handles.writer_maker)
+        return self._maker(self._lease.handles.database.writer)
 
     def get_reader_maker(self) -> sessionmaker[Session]:
-        return _LeasedSessionmaker(self._lease, self._lease.handles.async_reader_maker)
+        return self._maker(self._lease.handles.database.async_reader)
 
     def _create_session(self, mode: object, bind: Connection | None = None) -> Session:
-        maker = self._maker(mode)
-        session = maker() if bind is None else maker(bind=bind)
+        source = self._lease.handles.database.source(mode)
+        session = source.maker(bind=self._engine(source) if bind is None else bind)
         self._lease.register(session)
         return session
 
     def _create_connection(self, mode: object) -> Connection:
-        engine: Engine = self._maker(mode).kw["bind"]
-        connection = engine.connect()
+        connection = self._engine(self._lease.handles.database.source(mode)).connect()
         self._lease.register(connection)
         return connection
 
-    def _maker(self, mode: object) -> sessionmaker[Session]:
-        handles = self._lease.handles
-        if mode is enginefacade._WRITER:
-            return handles.writer_maker
-        if mode is enginefacade._READER and handles.synchronous_reader:
-            return handles.reader_maker
-        return handles.async_reader_maker
+    def _engine(self, source: Source) -> BoundedEngine:
+        engine = self._engines.get(source)
+        if engine is None:
+            engine = self._engines[source] = source.bounds.claimed(source.engine, _DatabaseClaim(self._lease, source))
+        return engine
+
+    def _maker(self, source: Source) -> sessionmaker[Session]:
+        return _LeasedSessionmaker(self._lease, source.maker, self._engine(source))
+
+
+class _DatabaseClaim:
+    """The lease as its database connections know it. Lives as long as the lease, or the last of them."""
+
+    __slots__ = ("_breaker", "_lease", "until")
+
+    def __init__(self, lease: Lease, source: Source) -> None:
+        self._lease = lease
+        self._breaker = source.breaker
+        self.until = lease.until
+
+    def check(self) -> None:
+        """Raise what there is to raise where a connection may not be taken."""
+        self._lease.handles  # noqa: B018 - raises when the lease is closed
+        if self._breaker.is_open:
+            raise CellUnavailable(self._lease.cell, "database", self._breaker.cause)
+
+    def slow(self) -> None:
+        """A wait takes long."""
+        self._breaker.suspect()
+
+    def expired(self, doing: str) -> DeadlineExceeded:
+        """Return the error for something that was not done in time."""
+        return DeadlineExceeded(f"{doing} in the database of cell {self._lease.cell}")
+
+    def lost(self, error: BaseException, *, connecting: bool) -> CellUnavailable:
+        """Return the error for a connection that could not be made, or was lost."""
+        why = cause(error)
+        if connecting and not has_no_place(error):
+            self._breaker.failed(why)
+        else:
+            self._breaker.suspect()
+        return CellUnavailable(self._lease.cell, "database", why)
 
 
 class _LeasedSessionmaker(sessionmaker[Session]):
     """What a request gets that asks for a sessionmaker: its own, which ends with its lease."""
 
-    def __init__(self, lease: Lease, shared: sessionmaker[Session]) -> None:
-        super().__init__(class_=shared.class_, **shared.kw)
+    def __init__(self, lease: Lease, shared: sessionmaker[Session], engine: Engine) -> None:
+        super().__init__(class_=shared.class_, **shared.kw | {"bind": engine})
         self._lease = lease
 
     def __call__(self, **options: Any) -> Session:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cellmw.cell import Cell
+    from cellmw.deadline import Deadline
     from cellmw.store import Store
 
     Snapshot = Mapping[int | str, Cell]
@@ -44,7 +45,7 @@ class Records:
         self._following = threading.Lock()
         self._is_behind = False
 
-    def get(self, ref: int | str) -> Cell:
+    def get(self, ref: int | str, deadline: Deadline | None = None) -> Cell:
         """Return the cell with this id, uuid or name; one that is not known is looked for in the API database.
 
         :raises CellNotFound: if there is none, or more than one of that name
@@ -53,18 +54,18 @@ class Records:
         cell = self.known.get(ref)
         if cell is None:
             self._store.check()
-            cell = self.read().get(ref)
+            cell = self.read(deadline).get(ref)
         if cell is None:
             raise CellNotFound(ref)
         return cell
 
-    def read(self) -> Snapshot:
+    def read(self, deadline: Deadline | None = None) -> Snapshot:
         """Read them anew.
 
         :raises StoreUnavailable: if the API database does not answer
         """
         reading = next(self._readings)
-        cells = self._store.list_cells()
+        cells = self._store.list_cells(deadline)
         names = [cell.name for cell in cells]
         records: Snapshot = (
             {cell.id: cell for cell in cells}

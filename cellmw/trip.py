@@ -105,10 +105,17 @@ class Trip:
 
     @property
     def state(self) -> str:
-        """``targeted``, ``cell0``, ``building`` (mapped, to no cell yet) or ``unmapped``."""
+        """``targeted``, ``cell0``, ``down`` (its database is), ``building`` (no cell yet) or ``unmapped``."""
         if self._lease is not None:
+            if "database" in self._lease.down:
+                return "down"
             return "cell0" if self._lease.cell.uuid == CELL0_UUID else "targeted"
         return "building" if self._mapping.exists else "unmapped"
+
+    @property
+    def down(self) -> tuple[str, ...]:
+        """Which of the cell's ``"database"`` and ``"queue"`` are known not to answer: using one raises at once."""
+        return () if self._lease is None else self._lease.down
 
     @property
     def age(self) -> float:
@@ -119,6 +126,11 @@ class Trip:
     def queued_for_delete(self) -> bool:
         """Whether the instance's deletion has begun."""
         return self._mapping.queued_for_delete
+
+    def begun(self) -> None:
+        """The first chunk of the response is there: from now on each wait has a length of its own."""
+        if self._lease is not None:
+            self._lease.deadline = None
 
     def detach(self) -> None:
         """Give the handles back now: for a handler that goes on for hours and is done with its cell.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from cellmw.deadline import Deadline
+
 _CELLS = select(
     cell_mappings.c.id,
     cell_mappings.c.uuid,
@@ -39,9 +41,9 @@ class CellRecords(Database):
         """
         return self._read(lambda connection: _get(connection, ref))
 
-    def list_cells(self) -> list[Cell]:
+    def list_cells(self, deadline: Deadline | None = None) -> list[Cell]:
         """Return every cell, by id."""
-        rows = self._read(lambda connection: connection.execute(_CELLS.order_by(cell_mappings.c.id)).all())
+        rows = self._read(lambda connection: connection.execute(_CELLS.order_by(cell_mappings.c.id)).all(), deadline)
         return [_cell(row) for row in rows]
 
     def create_cell(

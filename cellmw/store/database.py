@@ -6,7 +6,9 @@ The queries themselves are in the files that are named for the tables.
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import threading
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy
@@ -14,14 +16,19 @@ from oslo_db import exception as db_exc
 from sqlalchemy import exc
 
 from cellmw import engines
-from cellmw.breaker import Breaker
-from cellmw.exceptions import StoreUnavailable
+from cellmw.bounds import Bounds, cause, has_no_place
+from cellmw.breaker import ProbedBreaker
+from cellmw.deadline import after
+from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
 from cellmw.store import models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
+
+    from cellmw.deadline import Deadline
+    from cellmw.limits import Limits
 
 Result = TypeVar("Result")
 
@@ -55,18 +62,26 @@ class Database:
     meanwhile is run once more on a fresh one: SQLAlchemy then distrusts every connection that is as old, so that the
     second attempt never meets another of them.
 
-    :ivar breaker: open while the database does not answer; it stops nobody but those who :meth:`check` before
+    :ivar breaker: open while the database is known not to answer; it stops nobody but those who :meth:`check` before.
+        None where nothing bounds the waits
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
         """Take an engine over, without connecting to anything.
 
         :param engine: as ``engines.make_engine`` makes it; close() disposes of it
+        :param limits: what bounds the waits; without them a migration may take an hour
         """
         engine.hide_parameters = True  # the error of a failed INSERT would show the URLs of a cell
-        self.breaker = Breaker()
-        self._engine = engine
-        self._writer = engine.execution_options(**engines.WRITER)
+        self.breaker: ProbedBreaker | None = None
+        self._engine = self._bounded = engine
+        self._claim: _Claim | None = None
+        if limits is not None:
+            bounds = Bounds(engine, limits)
+            self.breaker = ProbedBreaker("the API database", bounds.probe, limits.probe_interval)
+            self._claim = _Claim(self.breaker, limits.patience)
+            self._bounded = bounds.claimed(engine, self._claim)
+        self._writer = self._bounded.execution_options(**engines.WRITER)
         self._closed = False
 
     @property
@@ -78,6 +93,8 @@ class Database:
         """Close the pooled connections; later calls do nothing."""
         if not self._closed:
             self._closed = True
+            if self.breaker is not None:
+                self.breaker.close()
             self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -90,15 +107,18 @@ class Database:
         return f"<{type(self).__name__} {self._engine.dialect.name} {'closed' if self._closed else 'open'}>"
 
     def check(self) -> None:
-        """Raise at once where it did not answer a moment ago: for callers that can't wait. Now and then one may try.
+        """Raise at once where it is known not to answer: for callers that can't wait.
 
         :raises StoreUnavailable: unless it is worth a try
         """
-        if not self.breaker.allows():
+        if self.breaker is not None and self.breaker.is_open:
             raise StoreUnavailable(_NO_ANSWER)
 
-    def _read(self, work: Callable[[Connection], Result]) -> Result:
-        return self._run(self._engine, work)
+    def _read(self, work: Callable[[Connection], Result], deadline: Deadline | None = None) -> Result:
+        if deadline is None or self._claim is None:
+            return self._run(self._bounded, work)
+        with self._claim.bounded(deadline):
+            return self._run(self._bounded, work)
 
     def _write(self, work: Callable[[Connection], Result]) -> Result:
         return self._run(self._writer, work, writes=True)
@@ -114,13 +134,12 @@ class Database:
                 if writes:
                     committing = True
                     connection.commit()
-                self.breaker.succeeded()
                 return result
+        except DeadlineExceeded as overdue:
+            raise StoreUnavailable(f"{_NO_ANSWER}: {overdue}") from overdue
         except DATABASE_ERRORS as error:
             # once COMMIT is on its way nobody knows whether it has arrived
             if last or not connected or committing or not _dropped(error):
-                if _dropped(error):
-                    self.breaker.failed()
                 raise self._failure(error) from error
         return self._run(engine, work, writes=writes, last=True)
 
@@ -134,6 +153,47 @@ class Database:
             return not models.metadata.tables.keys() <= set(sqlalchemy.inspect(self._engine).get_table_names())
         except DATABASE_ERRORS:
             return False
+
+
+class _Claim:
+    """The store as its connections know it: each thread has a deadline of its own. Lives as long as the store."""
+
+    def __init__(self, breaker: ProbedBreaker, patience: float) -> None:
+        self._breaker = breaker
+        self._patience = patience
+        self._here = threading.local()
+
+    @contextlib.contextmanager
+    def bounded(self, deadline: Deadline) -> Iterator[None]:
+        """Have what this thread waits for end by the deadline."""
+        self._here.deadline = deadline
+        try:
+            yield
+        finally:
+            self._here.deadline = None
+
+    def check(self) -> None:
+        """Whoever can't wait has asked the store itself."""
+
+    def until(self) -> Deadline:
+        """Return the deadline of a wait that begins now."""
+        deadline: Deadline | None = getattr(self._here, "deadline", None)
+        return after(self._patience) if deadline is None else deadline
+
+    def slow(self) -> None:
+        """A wait takes long."""
+        self._breaker.suspect()
+
+    def expired(self, doing: str) -> DeadlineExceeded:
+        """Return the error for something that was not done in time."""
+        return DeadlineExceeded(f"{doing} in the API database")
+
+    def lost(self, error: BaseException, *, connecting: bool) -> None:
+        """Note that a connection could not be made, or was lost; the error stays the driver's."""
+        if connecting and not has_no_place(error):
+            self._breaker.failed(cause(error))
+        else:
+            self._breaker.suspect()
 
 
 def failure(error: Exception) -> StoreUnavailable:

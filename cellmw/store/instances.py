@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from cellmw.deadline import Deadline
+
 
 class InstanceMapping(NamedTuple):
     """Where one instance is.
@@ -47,9 +49,9 @@ _FIND = _INSTANCES.where(instance_mappings.c.instance_uuid == bindparam("uuid"))
 class InstanceMappings(Database):
     """What the API database knows of instances."""
 
-    def find_instance(self, uuid: str) -> InstanceMapping | None:
+    def find_instance(self, uuid: str, deadline: Deadline | None = None) -> InstanceMapping | None:
         """Return the mapping of this instance, or None: the look-up that stands in every request's way."""
-        row = self._read(lambda connection: connection.execute(_FIND, {"uuid": uuid}).first())
+        row = self._read(lambda connection: connection.execute(_FIND, {"uuid": uuid}).first(), deadline)
         return None if row is None else _mapping(row)
 
     def get_instance(self, uuid: str) -> InstanceMapping:

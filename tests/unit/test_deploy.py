@@ -135,16 +135,16 @@ def test_replicas(conf: cfg.ConfigOpts, cells: Cells, cell1: Cell, cell2: Cell, 
     replica = f"sqlite:///{tmp_path}/replica.sqlite"
     conf.set_override("slave_connections", {getattr(cell1, key): replica}, group="cellmw_database")
     with cells.lease(cell1.id) as lease:
-        assert str(lease.handles.replica.url).endswith("/replica.sqlite")
+        assert str(lease.handles.database.replica.url).endswith("/replica.sqlite")
     with cells.lease(cell2.id) as lease:
-        assert lease.handles.replica is lease.handles.engine
+        assert lease.handles.database.replica is lease.handles.engine
 
 
 def test_asynchronous_readers(conf: cfg.ConfigOpts, cells: Cells, cell1: Cell) -> None:
     """Whether readers keep to the database itself is configured."""
     conf.set_override("synchronous_reader", False, group="cellmw_database")
     with cells.lease(cell1.id) as lease:
-        assert not lease.handles.synchronous_reader
+        assert not lease.handles.database.synchronous_reader
 
 
 def test_mapping_options(conf: cfg.ConfigOpts, store: Store) -> None:

@@ -12,10 +12,11 @@ import oslo_messaging
 import pytest
 from oslo_config import cfg
 from oslo_db.sqlalchemy import orm
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import InvalidRequestError
 
-from cellmw import handles as handles_module
+from cellmw import cell_queue as queue_module
+from cellmw.breaker import ProbedBreaker
 from cellmw.cell import Cell
 from cellmw.exceptions import CellMisconfigured
 from cellmw.handles import Handles
@@ -34,22 +35,18 @@ def cell(transport_url: str | None = "memory://cell9/", database_connection: str
 
 
 class Recorder:
-    """A transport, or an engine, that records its end. It may fail in it."""
+    """A queue, or a database, that records its end. It may fail in it."""
 
     def __init__(self, closed: list[str], name: str, error: Exception | None = None) -> None:
         self._closed = closed
         self._name = name
         self._error = error
+        self.breaker = ProbedBreaker(name, lambda: None, 1.0)
 
-    def cleanup(self) -> None:
+    def close(self) -> None:
         self._closed.append(self._name)
         if self._error:
             raise self._error
-
-    dispose = cleanup
-
-    def execution_options(self, **options: Any) -> Recorder:
-        return self
 
 
 @pytest.fixture
@@ -60,8 +57,8 @@ def closed() -> list[str]:
 
 def recording(closed: list[str], conf: cfg.ConfigOpts, **errors: Exception) -> Handles:
     """Return handles that record what is closed."""
-    transport = Recorder(closed, "transport", errors.get("transport"))
-    return Handles(cell(), conf, transport, Recorder(closed, "engine", errors.get("engine")))  # type: ignore[arg-type]
+    queue, database = (Recorder(closed, name, errors.get(name)) for name in ("transport", "engine"))
+    return Handles(cell(), conf, queue, database)  # type: ignore[arg-type]
 
 
 def test_opening_connects_to_nothing(
@@ -101,16 +98,16 @@ def test_pool_options(conf: cfg.ConfigOpts) -> None:
 
 def test_reader_and_writer_share_the_pool(handles1: Handles) -> None:
     """Sessions of readers and of writers use the connections of one pool."""
-    with handles1.reader_maker() as reader, handles1.writer_maker() as writer:
+    with handles1.database.reader.maker() as reader, handles1.database.writer.maker() as writer:
         reader.connection()
         writer.connection()
         assert handles1.engine.pool.checkedout() == 2
 
 
-@pytest.mark.parametrize("maker", ["reader_maker", "writer_maker"])
-def test_closed_session_stays_closed(handles1: Handles, maker: str) -> None:
+@pytest.mark.parametrize("source", ["reader", "writer", "async_reader"])
+def test_closed_session_stays_closed(handles1: Handles, source: str) -> None:
     """A session that was closed does not open itself again, as SQLAlchemy's sessions do by default."""
-    session = getattr(handles1, maker)()
+    session = getattr(handles1.database, source).maker()
     session.close()
     with pytest.raises(InvalidRequestError, match="closed"):
         session.execute(text("SELECT 1"))
@@ -120,7 +117,7 @@ def test_sessions_are_those_of_oslo_db(handles1: Handles) -> None:
     """Apart from that, sessions are made as oslo.db makes them: a new version that makes other ones is noticed."""
     theirs = orm.get_maker(handles1.engine)
     del theirs.kw["autocommit"]  # False, which SQLAlchemy has no other value for
-    for ours in (handles1.reader_maker, handles1.writer_maker):
+    for ours in (handles1.database.reader.maker, handles1.database.writer.maker):
         assert ours.kw | {"bind": None} == theirs.kw | {"bind": None, "close_resets_only": False}
         assert issubclass(ours.class_, orm.Session)
 
@@ -128,21 +125,28 @@ def test_sessions_are_those_of_oslo_db(handles1: Handles) -> None:
 def test_replica(conf: cfg.ConfigOpts, tmp_path: Path) -> None:
     """A read replica has an engine of its own, which connects to nothing either, and is closed with the others."""
     opened = Handles.open(cell(), conf, {}, replica=f"sqlite:///{tmp_path}/replica.sqlite")
-    assert opened.replica is not opened.engine
-    assert opened.async_reader_maker.kw["bind"] is opened.replica
+    assert opened.database.replica is not opened.engine
+    assert opened.database.async_reader.maker.kw["bind"] is opened.database.replica
     assert list(tmp_path.iterdir()) == []
     opened.close()
 
 
 def test_no_replica(handles1: Handles) -> None:
     """Where there is no replica, the database itself stands in for it."""
-    assert handles1.replica is handles1.engine
+    assert handles1.database.replica is handles1.engine
 
 
-def test_replica_is_closed(conf: cfg.ConfigOpts, closed: list[str]) -> None:
-    """Closing handles closes the replica's pool as well."""
-    engine, replica = Recorder(closed, "engine"), Recorder(closed, "replica")
-    Handles(cell(), conf, None, engine, replica).close()  # type: ignore[arg-type]
+def test_replica_is_closed(conf: cfg.ConfigOpts, tmp_path: Path, closed: list[str]) -> None:
+    """Closing handles closes the replica's pool as well, also where closing the database's own fails."""
+    opened = Handles.open(cell(), conf, {}, replica=f"sqlite:///{tmp_path}/replica.sqlite")
+
+    def fail(engine: Engine) -> None:
+        closed.append("engine")
+        raise RuntimeError
+
+    event.listen(opened.engine, "engine_disposed", fail)
+    event.listen(opened.database.replica, "engine_disposed", lambda engine: closed.append("replica"))
+    opened.close()
     assert sorted(closed) == ["engine", "replica"]
 
 
@@ -284,7 +288,7 @@ def test_private_configuration_can_send(conf: cfg.ConfigOpts, open_handles: Call
     oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="compute")).cast({}, "reboot")
 
 
-@pytest.mark.parametrize("group", handles_module._GROUPS_OF_THE_GLOBAL_CONF)
+@pytest.mark.parametrize("group", queue_module._GROUPS_OF_THE_GLOBAL_CONF)
 def test_oslo_messaging_registers_what_is_leaned_on(group: str) -> None:
     """oslo.messaging registers these groups on cfg.CONF alone, and oslo.config keeps them in this shape."""
     registered = cfg.CONF._get_group(group)._opts

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bounds: engine + claim -> an engine whose every wait ends when the claim says.
+
+What can wait: the pool for a place, connecting, the ping and all that is done to a new connection, each statement, each
+fetch from a cursor that the server keeps, COMMIT and ROLLBACK. A statement that the server still works on when nobody
+waits for it any more is ended by the server itself, which is told how long one may take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import threading
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+from sqlalchemy import event, exc, pool
+from sqlalchemy.engine.base import OptionEngine
+
+from cellmw.deadline import after, left
+from cellmw.exceptions import DeadlineExceeded
+from cellmw.watch import Wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.pool import PoolProxiedConnection
+
+    from cellmw.deadline import Deadline
+    from cellmw.limits import Limits
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = 5
+"""Seconds after which a driver gives up connecting, where its URL says nothing else."""
+
+PROBE_TIMEOUT = 2
+"""Seconds within which a database has to answer a probe. Less than that libpq does not count."""
+
+MAX_STUCK = 4
+"""How many threads may be stuck in connecting to one database."""
+
+_ROLLBACK_GRACE = 0.5
+"""Seconds that ROLLBACK has in any case: a connection that is sound is worth that much after the deadline."""
+
+_KEY = "cellmw_claim"
+
+_BUSY_KEY = "cellmw_busy_timeout"
+
+_SQLITE_BUSY_TIMEOUT = 5.0
+"""Seconds for which Python's SQLite connections wait for a lock by default."""
+
+_TIMED_OUT = {"57014", 1969, 3024}
+"""What a server says that ended a statement for its time: PostgreSQL, MariaDB, MySQL."""
+
+_NO_PLACE = {"53300", 1040, 1203, 1226}
+"""What a server says that has as many connections as it may have: it is there, and does not answer us."""
+
+
+class Claim(Protocol):
+    """Who uses an engine, and until when."""
+
+    def check(self) -> None:
+        """Raise what there is to raise where a connection may not be taken."""
+
+    def until(self) -> Deadline:
+        """Return the deadline of a wait that begins now."""
+
+    def slow(self) -> None:
+        """A wait takes long; the watch's thread says so."""
+
+    def expired(self, doing: str) -> DeadlineExceeded:
+        """Return the error for something that was not done in time."""
+
+    def lost(self, error: BaseException, *, connecting: bool) -> Exception | None:
+        """Return the error for a connection that could not be made, or was lost, None for the driver's own."""
+
+
+class Bounds:
+    """What bounds the waits on one engine. Lives as long as the engine.
+
+    :ivar stuck: an entry for each thread that is stuck in connecting, and that nobody waits for any more
+    """
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        """Take the engine over, before anything is connected."""
+        self.stuck: set[object] = set()
+        self._engine = engine
+        self._watch = limits.watch
+        self._crew = limits.crew
+        self._patience = limits.patience
+        self._here = threading.local()  # the wait of a thread that is getting a connection
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        dialect: Any = engine.dialect
+        for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+            setattr(dialect, name, self._bounded_execute(getattr(dialect, name)))
+        dialect.do_ping = self._bounded_ping(dialect.do_ping)
+        dialect.do_commit = self._bounded_end(dialect.do_commit, grace=0.0)
+        dialect.do_rollback = self._bounded_end(dialect.do_rollback, grace=_ROLLBACK_GRACE)
+        event.listen(engine, "do_connect", self._connect)
+        event.listen(engine, "checkin", _forget_claim)
+        event.listen(engine, "handle_error", _translate, retval=True)
+        if not self._is_sqlite:
+            event.listen(engine, "connect", self._tell_server)
+        if isinstance(engine.pool, BoundedPool):
+            engine.pool.here = self._here
+
+    def claimed(self, engine: Engine, claim: Claim) -> BoundedEngine:
+        """Return the engine as somebody uses it whose waits end by this claim.
+
+        :param engine: the one that was taken over, or one made of it by ``execution_options()``
+        """
+        bounded = BoundedEngine(engine, {})
+        bounded.bounds = self
+        bounded.claim = claim
+        return bounded
+
+    def probe(self) -> None:
+        """Connect and have one statement executed, outside the pool.
+
+        :raises Exception: if that fails, within a few seconds
+        """
+        wait = self._here.wait = Wait(after(PROBE_TIMEOUT), _nothing)
+        self._here.claim = None
+        self._watch.begin(wait)
+        try:
+            connection: Any = self._engine.pool._creator()  # type: ignore[call-arg]
+            wait.connection = connection
+            try:
+                with contextlib.closing(connection.cursor()) as cursor:
+                    cursor.execute("SELECT 1")
+                    cursor.fetchall()
+            finally:
+                connection.close()
+        finally:
+            self._watch.end(wait)
+            self._here.wait = None
+
+    def connect(self, engine: BoundedEngine) -> PoolProxiedConnection:
+        """Take a connection from the pool, which may have to make one."""
+        claim = engine.claim
+        claim.check()
+        wait = Wait(claim.until(), claim.slow)
+        self._here.wait = wait
+        self._here.claim = claim
+        self._watch.begin(wait)
+        try:
+            connection = engine.pool.connect()
+        except exc.TimeoutError as crowded:
+            raise claim.expired("a connection of the pool") from crowded
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            if wait.was_cut:
+                raise claim.expired("a connection") from error
+            raise
+        finally:
+            self._watch.end(wait)
+            self._here.wait = None
+        connection.info[_KEY] = claim
+        if self._is_sqlite:
+            _wait_for_locks(connection, left(wait.deadline))
+        return connection
+
+    def _connect(self, dialect: Any, record: object, arguments: list[Any], named: dict[str, Any]) -> Any:
+        """Connect, in the event of SQLAlchemy that may do so in its place."""
+        wait: Wait | None = getattr(self._here, "wait", None)
+        if wait is None or self._is_sqlite:
+            return None
+        claim: Claim | None = self._here.claim
+        self._set_timeouts(dialect.driver, named, probing=claim is None)
+        if claim is None:
+            return None
+        if not left(wait.deadline):
+            raise claim.expired("a connection")
+        if len(self.stuck) >= MAX_STUCK:
+            raise claim.lost(TimeoutError(), connecting=True) or TimeoutError()
+        try:
+            wait.connection = self._crew.run(
+                lambda: dialect.connect(*arguments, **named),
+                wait.deadline,
+                self.stuck,
+                "",
+                late=lambda connection: connection.close(),
+            )
+        except DeadlineExceeded:
+            claim.slow()
+            raise claim.expired("a connection") from None
+        return wait.connection
+
+    def _set_timeouts(self, driver: str, named: dict[str, Any], *, probing: bool) -> None:
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT}
+        if driver in ("pymysql", "mysqldb"):
+            timeouts |= dict.fromkeys(("read_timeout", "write_timeout"), math.ceil(self._patience))
+        for name, seconds in timeouts.items():
+            if probing:
+                named[name] = PROBE_TIMEOUT
+            else:
+                named.setdefault(name, seconds)
+
+    def _tell_server(self, connection: Any, record: object) -> None:
+        """Tell the server how long a statement may take."""
+        milliseconds = math.ceil(self._patience * 1000)
+        if self._engine.dialect.name == "postgresql":
+            statement = f"SET statement_timeout = {milliseconds}"
+        elif "mariadb" in connection.get_server_info().lower():
+            statement = f"SET SESSION max_statement_time = {self._patience}"
+        else:
+            statement = f"SET SESSION max_execution_time = {milliseconds}"
+        with contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute(statement)
+        connection.commit()
+
+    def _bounded_execute(self, execute: Callable[..., T]) -> Callable[..., T]:
+        def bounded(cursor: Any, *arguments: Any) -> T:
+            context = arguments[-1]
+            on: Any = getattr(context, "root_connection", None)
+            if on is None or not isinstance(on.engine, BoundedEngine):
+                return execute(cursor, *arguments)
+            wait = functools.partial(self._wait, on.engine.claim, on.connection.dbapi_connection, "a statement")
+            result = wait(execute, cursor, *arguments)
+            if context._is_server_side:
+                context.cursor = _BoundedCursor(cursor, wait)
+            return result
+
+        return bounded
+
+    def _bounded_ping(self, ping: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        def bounded(connection: Any) -> bool:
+            wait: Wait | None = getattr(self._here, "wait", None)
+            if wait is not None:
+                wait.connection = connection
+            return ping(connection)
+
+        return bounded
+
+    def _bounded_end(self, end: Callable[[Any], None], grace: float) -> Callable[[Any], None]:
+        def bounded(connection: Any) -> None:
+            record = getattr(connection, "_connection_record", None)  # a connection that the driver made has none
+            claim = record.info.get(_KEY) if record is not None else None
+            if claim is None:
+                end(connection)
+            else:
+                self._wait(claim, connection.dbapi_connection, "COMMIT or ROLLBACK", end, connection, grace=grace)
+
+        return bounded
+
+    def _wait(
+        self, claim: Claim, connection: Any, doing: str, do: Callable[..., T], *arguments: Any, grace: float = 0.0
+    ) -> T:
+        deadline = claim.until()
+        if left(deadline) <= grace:
+            if not grace:
+                raise claim.expired(doing)
+            deadline = after(grace)
+        wait = Wait(deadline, claim.slow, connection)
+        self._watch.begin(wait)
+        try:
+            return do(*arguments)
+        except Exception as error:
+            if wait.was_cut:
+                error.cellmw_expired = doing  # type: ignore[attr-defined] # for _translate, which gets to see no more
+            raise
+        finally:
+            self._watch.end(wait)
+
+
+class BoundedEngine(OptionEngine):
+    """An engine as one lease, or the store, uses it; what it makes connections with is shared. Lives as long as that."""
+
+    bounds: Bounds
+    claim: Claim
+
+    def __init__(self, proxied: Engine, execution_options: Mapping[str, Any]) -> None:
+        super().__init__(proxied, execution_options)
+        if isinstance(proxied, BoundedEngine):
+            self.bounds, self.claim = proxied.bounds, proxied.claim
+
+    def raw_connection(self) -> PoolProxiedConnection:
+        """Take a connection from the pool, as long as the claim allows."""
+        return self.bounds.connect(self)
+
+
+BoundedEngine._option_cls = BoundedEngine
+
+
+class BoundedPool(pool.QueuePool):
+    """A pool whose places are waited for until the deadline of whoever wants one. Lives as long as its engine."""
+
+    here: threading.local | None = None
+
+    @property
+    def _timeout(self) -> float:
+        wait: Wait | None = getattr(self.here, "wait", None)
+        return self._longest if wait is None else min(self._longest, left(wait.deadline))
+
+    @_timeout.setter
+    def _timeout(self, longest: float) -> None:
+        self._longest = longest
+
+    def recreate(self) -> Self:
+        new: Any = super().recreate()
+        new.here = self.here
+        return new
+
+
+class _BoundedCursor:
+    """A cursor whose rows the server keeps until they are fetched: each fetch may wait. Lives as long as its result."""
+
+    def __init__(self, cursor: Any, wait: Callable[..., Any]) -> None:
+        self._cursor = cursor
+        self._wait = wait
+
+    def fetchone(self) -> Any:
+        return self._wait(self._cursor.fetchone)
+
+    def fetchmany(self, *size: int) -> Any:
+        return self._wait(self._cursor.fetchmany, *size)
+
+    def fetchall(self) -> Any:
+        return self._wait(self._cursor.fetchall)
+
+    def close(self) -> None:
+        self._wait(self._cursor.close, grace=_ROLLBACK_GRACE)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.fetchone, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+def has_no_place(error: BaseException) -> bool:
+    """Tell whether the server has refused a connection because it has too many: it is not down."""
+    return _code(error) in _NO_PLACE
+
+
+def cause(error: BaseException) -> str:
+    """Name the error without its message, in which a driver may quote a URL."""
+    return f"{type(error).__name__} {_code(error) or ''}".rstrip()
+
+
+def _translate(context: ExceptionContext) -> Exception | None:
+    """Say in our own words what has become of a wait, after oslo.db has had its say."""
+    engine = context.engine
+    if not isinstance(engine, BoundedEngine):
+        return None
+    error = context.original_exception
+    doing = getattr(error, "cellmw_expired", "a statement" if _code(error) in _TIMED_OUT else None)
+    if doing is not None:
+        # this connection is lost, others need not be
+        context.invalidate_pool_on_disconnect = False
+        return engine.claim.expired(doing)
+    connecting = context.connection is None
+    if connecting or context.is_disconnect:
+        return engine.claim.lost(error, connecting=connecting)
+    return None
+
+
+def _code(error: BaseException) -> object:
+    """Return the number or the SQLSTATE that a driver's error has, None where it has none."""
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return state or next((argument for argument in error.args[:1] if isinstance(argument, int)), None)
+
+
+def _forget_claim(_: object, record: Any) -> None:
+    record.info.pop(_KEY, None)
+
+
+def _wait_for_locks(connection: PoolProxiedConnection, seconds: float) -> None:
+    """Let SQLite wait for a lock as long as there is time; there is nothing else about it that can be cut."""
+    wanted = min(seconds, _SQLITE_BUSY_TIMEOUT)
+    if connection.info.get(_BUSY_KEY, _SQLITE_BUSY_TIMEOUT) != wanted:
+        connection.info[_BUSY_KEY] = wanted
+        connection.cursor().execute(f"PRAGMA busy_timeout = {math.ceil(wanted * 1000)}").close()
+
+
+def _nothing() -> None:
+    """A probe that is slow is a probe that fails."""
