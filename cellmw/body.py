@@ -37,7 +37,7 @@ class Body(itertools.chain[bytes]):
     The server may read it all, in part or not at all, and closes it from whichever thread it likes. Where it never
     does, the finalizer ends the owner, with a ResourceWarning: that server breaks PEP 3333.
 
-    It is a chain, of one link, because that iterates without a line of Python for each chunk.
+    It is a chain, of two links, because that iterates without a line of Python for each chunk.
     """
 
     __slots__ = ("_body", "_owner")
@@ -48,9 +48,7 @@ class Body(itertools.chain[bytes]):
     @classmethod
     def around(cls, body: Iterable[bytes], owner: Owner) -> Self:
         """Take over the app's body; nothing of it is read yet."""
-        chunks = iter(body) if owner.status else _rescued(body, owner)
-        # the second link has no chunk: it is a call, between the first chunk and the rest
-        wrapped = cls(itertools.islice(chunks, 1), iter(owner.begun, None), chunks)
+        wrapped = cls.from_iterable(_links(body if owner.status else _rescued(body, owner), owner))
         wrapped._body = body
         wrapped._owner = owner
         return wrapped
@@ -75,6 +73,14 @@ class Body(itertools.chain[bytes]):
                 warnings.warn(
                     "a response body was never closed by the server", ResourceWarning, source=self, stacklevel=2
                 )
+
+
+def _links(body: Iterable[bytes], owner: Owner) -> Iterator[Iterator[bytes]]:
+    """Yield the first chunk and then the rest, and tell the owner in between."""
+    chunks = iter(body)
+    yield itertools.islice(chunks, 1)
+    owner.begun()
+    yield chunks
 
 
 def _rescued(body: Iterable[bytes], owner: Owner) -> Iterator[bytes]:

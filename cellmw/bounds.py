@@ -12,8 +12,9 @@ import contextlib
 import functools
 import math
 import threading
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
+from oslo_db.sqlalchemy import exc_filters
 from sqlalchemy import event, exc, pool
 from sqlalchemy.engine.base import OptionEngine
 
@@ -101,6 +102,8 @@ class Bounds:
         dialect.do_rollback = self._bounded_end(dialect.do_rollback, grace=_ROLLBACK_GRACE)
         event.listen(engine, "do_connect", self._connect)
         event.listen(engine, "checkin", _forget_claim)
+        # oslo.db's listener raises some errors, and no other listener gets to see those: ours calls it
+        event.remove(engine, "handle_error", exc_filters.handler)
         event.listen(engine, "handle_error", _translate, retval=True)
         if not self._is_sqlite:
             event.listen(engine, "connect", self._tell_server)
@@ -268,6 +271,7 @@ class Bounds:
 class BoundedEngine(OptionEngine):
     """An engine as one lease, or the store, uses it; what it makes connections with is shared. Lives as long as that."""
 
+    _sqla_logger_namespace = "sqlalchemy.engine.Engine"
     bounds: Bounds
     claim: Claim
 
@@ -287,6 +291,7 @@ BoundedEngine._option_cls = BoundedEngine
 class BoundedPool(pool.QueuePool):
     """A pool whose places are waited for until the deadline of whoever wants one. Lives as long as its engine."""
 
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
     here: threading.local | None = None
 
     @property
@@ -340,11 +345,11 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__} {_code(error) or ''}".rstrip()
 
 
-def _translate(context: ExceptionContext) -> Exception | None:
-    """Say in our own words what has become of a wait, after oslo.db has had its say."""
+def _translate(context: ExceptionContext) -> BaseException | None:
+    """Say in our own words what has become of a wait, and in oslo.db's what else went wrong."""
     engine = context.engine
-    if not isinstance(engine, BoundedEngine):
-        return None
+    if not isinstance(engine, BoundedEngine) or context.sqlalchemy_exception is None:
+        return cast("BaseException | None", exc_filters.handler(context))
     error = context.original_exception
     doing = getattr(error, "cellmw_expired", "a statement" if _code(error) in _TIMED_OUT else None)
     if doing is not None:
@@ -352,9 +357,15 @@ def _translate(context: ExceptionContext) -> Exception | None:
         context.invalidate_pool_on_disconnect = False
         return engine.claim.expired(doing)
     connecting = context.connection is None
+    theirs: BaseException | None = None
+    try:
+        theirs = exc_filters.handler(context)
+    except exc.SQLAlchemyError as raised:
+        theirs = raised
     if connecting or context.is_disconnect:
-        return engine.claim.lost(error, connecting=connecting)
-    return None
+        # some that SQLAlchemy does not know for a lost connection, oslo.db does
+        return engine.claim.lost(error, connecting=connecting) or theirs
+    return theirs
 
 
 def _code(error: BaseException) -> object:

@@ -25,7 +25,7 @@ class CellQueue:
 
     @classmethod
     def open(cls, cell, conf, limits):
-        _register_messaging_groups(conf)
+        register_messaging_groups(conf)
         return cls(cell, _open_transport(cell, conf))
 
     def send(self, deadline, *args, **kwargs):
@@ -60,7 +60,7 @@ def _open_transport(cell: Cell, conf: cfg.ConfigOpts) -> oslo_messaging.Transpor
         raise CellMisconfigured(cell, "its transport URL is not one that oslo.messaging can read") from None
 
 
-def _register_messaging_groups(conf: cfg.ConfigOpts) -> None:
+def register_messaging_groups(conf: cfg.ConfigOpts) -> None:
     """Register the options that oslo.messaging registers on ``cfg.CONF`` alone but reads from whatever it is given."""
     if conf is cfg.CONF:
         return

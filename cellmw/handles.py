@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cellmw.cell_database import CellDatabase
-from cellmw.cell_queue import CellQueue
+from cellmw.cell_queue import CellQueue, register_messaging_groups
 from cellmw.limits import Limits
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Handles:
         :raises CellMisconfigured: if one of its URLs is missing, malformed or names a driver that isn't installed
         """
         limits = limits or Limits()
+        register_messaging_groups(conf)  # what stands for a missing queue needs them, too
         database = CellDatabase.open(
             cell, engine_options, limits, replica=replica, synchronous_reader=synchronous_reader
         )

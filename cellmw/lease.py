@@ -56,7 +56,7 @@ class Lease:
     :ivar deadline: the moment by which everything has to be done; None where each wait has a length of its own
     """
 
-    __slots__ = ("_clients", "_handles", "_sessions", "cell", "deadline", "instance_uuid")
+    __slots__ = ("_clients", "_engines", "_handles", "_sessions", "cell", "deadline", "instance_uuid")
 
     def __init__(self, handles: Handles, instance_uuid: str = "", deadline: Deadline | None = None) -> None:
         self.cell: Cell = handles.cell
@@ -64,6 +64,7 @@ class Lease:
         self.deadline = deadline
         self._handles: Handles | None = handles
         self._clients: dict[object, oslo_messaging.RPCClient] | None = None
+        self._engines: dict[Source, BoundedEngine] | None = None
         self._sessions: weakref.WeakKeyDictionary[Any, int] | None = None
         handles.leases.add(id(self))
 
@@ -105,6 +106,19 @@ class Lease:
             self._clients = {}
         return self._clients
 
+    def engine(self, source: Source) -> BoundedEngine:
+        """Return the engine that connects to this place under this lease, and not after the release.
+
+        :raises LeaseClosed: after the release
+        """
+        self.handles  # noqa: B018 - raises
+        if self._engines is None:
+            self._engines = {}
+        engine = self._engines.get(source)
+        if engine is None:
+            engine = self._engines[source] = source.bounds.claimed(source.engine, _DatabaseClaim(self, source))
+        return engine
+
     def register(self, session: Session | Connection) -> None:
         """Remember a session that was opened under this lease, so that the release finds those left open.
 
@@ -127,7 +141,7 @@ class Lease:
             handles.leases.remove(id(self))
         except KeyError:  # another thread came first
             return
-        self._handles = self._clients = None
+        self._handles = self._clients = self._engines = None
         handles.used_at = monotonic()
         if handles.ended is not None:
             handles.ended(handles)
@@ -295,13 +309,12 @@ class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type
     def __init__(self, lease: Lease) -> None:
         # not super().__init__(): nothing of what it prepares is for handles that are open already
         self._lease = lease
-        self._engines: dict[Source, BoundedEngine] = {}
 
     def get_writer_engine(self) -> Engine:
-        return self._engine(self._lease.handles.database.writer)
+        return self._lease.engine(self._lease.handles.database.writer)
 
     def get_reader_engine(self) -> Engine:
-        return self._engine(self._lease.handles.database.async_reader)
+        return self._lease.engine(self._lease.handles.database.async_reader)
 
     def get_writer_maker(self) -> sessionmaker[Session]:
         return self._maker(self._lease.handles.database.writer)
@@ -311,23 +324,17 @@ class _LeasedFactory(type(enginefacade.transaction_context()._factory)):  # type
 
     def _create_session(self, mode: object, bind: Connection | None = None) -> Session:
         source = self._lease.handles.database.source(mode)
-        session = source.maker(bind=self._engine(source) if bind is None else bind)
+        session = source.maker(bind=self._lease.engine(source) if bind is None else bind)
         self._lease.register(session)
         return session
 
     def _create_connection(self, mode: object) -> Connection:
-        connection = self._engine(self._lease.handles.database.source(mode)).connect()
+        connection = self._lease.engine(self._lease.handles.database.source(mode)).connect()
         self._lease.register(connection)
         return connection
 
-    def _engine(self, source: Source) -> BoundedEngine:
-        engine = self._engines.get(source)
-        if engine is None:
-            engine = self._engines[source] = source.bounds.claimed(source.engine, _DatabaseClaim(self._lease, source))
-        return engine
-
     def _maker(self, source: Source) -> sessionmaker[Session]:
-        return _LeasedSessionmaker(self._lease, source.maker, self._engine(source))
+        return _LeasedSessionmaker(self._lease, source.maker, self._lease.engine(source))
 
 
 class _DatabaseClaim:

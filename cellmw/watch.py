@@ -45,13 +45,13 @@ class Wait:
     def __init__(self, deadline: Deadline, slow: Callable[[], object], connection: Any = None) -> None:
         """Begin to wait.
 
-        :param slow: called, once and by the watch's thread, if the wait gets long
+        :param slow: called, once and by the watch's thread, if the wait gets long or is cut
         """
         self.connection = connection
         self.deadline = deadline
         self.was_cut = False
         self._slow = slow
-        self._slow_at = monotonic() + SLOW
+        self._slow_at = min(monotonic() + SLOW, deadline)
 
     def look(self, now: float) -> None:
         """Do what there is to do by this time."""

@@ -30,6 +30,9 @@ class Owner:
         self.status = status
         self._answer = answer
 
+    def begun(self) -> None:
+        """The first chunk is there."""
+
     def end(self) -> None:
         self.events.append("end")
 
