@@ -159,7 +159,7 @@ class Bounds:
             raise
         finally:
             self._watch.end(wait)
-            self._here.wait = None
+            self._here.wait = self._here.claim = None
         connection.info[_KEY] = claim
         if self._is_sqlite:
             _wait_for_locks(connection, left(wait.deadline))
@@ -370,8 +370,8 @@ def _translate(context: ExceptionContext) -> BaseException | None:
 
 def _code(error: BaseException) -> object:
     """Return the number or the SQLSTATE that a driver's error has, None where it has none."""
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    return state or next((argument for argument in error.args[:1] if isinstance(argument, int)), None)
+    number = next((argument for argument in error.args[:1] if isinstance(argument, int)), None)
+    return number or getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
 def _forget_claim(_: object, record: Any) -> None:

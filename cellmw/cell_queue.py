@@ -1,70 +1,539 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stub."""
+"""Transport URL -> the message queue that all requests for a cell share, every use of which ends by its deadline.
+
+oslo.messaging bounds little by itself: a broker that does not answer keeps a message's thread for as long as it likes.
+So a message is taken there by a thread that its sender can leave, and the sender is told what became of it: sent, not
+sent and never will be, or that nobody knows.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import enum
+import errno
+import ssl
+import threading
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
+import kombu.exceptions
 import oslo_messaging
 from oslo_config import cfg
+from oslo_messaging._drivers import amqpdriver, common, impl_rabbit
 
 from cellmw.breaker import ProbedBreaker
-from cellmw.exceptions import CellMisconfigured, CellUnavailable
+from cellmw.deadline import after, left
+from cellmw.exceptions import CellMisconfigured, CellUnavailable, DeadlineExceeded
+from cellmw.handshake import Address, shake_hands, unverified
 
-_GROUPS_OF_THE_GLOBAL_CONF = ("oslo_messaging_metrics", "oslo_messaging_tracing")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from cellmw.cell import Cell
+    from cellmw.deadline import Deadline
+    from cellmw.limits import Limits
+
+_MAX_STUCK = 4
+"""How many threads that were left may be stuck in the library before nobody else is let in."""
+
+_GRACE = 0.1
+"""Seconds that the library gets to end by itself what ends at the deadline, before its thread is left."""
+
+_SHORTEST = 0.001
+"""A timeout of nothing would be "don't wait" to a socket."""
+
+GLOBAL_GROUPS = ("oslo_messaging_metrics", "oslo_messaging_tracing")
+
+_RABBIT = "oslo_messaging_rabbit"
+
+_RABBIT_DEFAULTS = {
+    # a reconnecting thread sees within a second that the broker is back, however long it was away
+    "rabbit_retry_interval": "1",
+    "rabbit_retry_backoff": "1",
+    "rabbit_interval_max": "1",
+    # what a message waits, after its broker was restarted
+    "kombu_reconnect_delay": "0.1",
+    # how long a thread is stuck in a broker that is frozen
+    "heartbeat_timeout_threshold": "10",
+    "heartbeat_rate": "2",
+}
+
+_AMQP_PORT = 5672
+
+_OUTAGES = (
+    kombu.exceptions.KombuError,
+    kombu.exceptions.ConnectionError,
+    kombu.exceptions.ChannelError,
+    OSError,
+)
+
+
+class ReplyTimeout(DeadlineExceeded, oslo_messaging.MessagingTimeout):  # type: ignore[misc] # no type information
+    """No reply came by the deadline. To services that know oslo.messaging alone it is a MessagingTimeout."""
 
 
 class CellQueue:
-    def __init__(self, cell: Any, transport: Any) -> None:
+    """A cell's message queue: the transport that all requests share, every use of which ends by its deadline.
+
+    Lives as long as the cell's handles. Shared by all threads.
+
+    :ivar cell: whose it is
+    :ivar transport: oslo.messaging's
+    :ivar breaker: open while the queue is known not to answer
+    :ivar stuck: an entry for each thread that was left in the library by its sender, and is still there
+    :ivar operation: makes a context manager that is around whatever goes on in the library, in the thread in which
+        it does
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        transport: oslo_messaging.Transport,
+        probe: Callable[[], object],
+        limits: Limits,
+    ) -> None:
+        """Take a transport that nobody has used yet.
+
+        :param probe: returns if the broker answers, and raises an exception if not
+        """
         self.cell = cell
         self.transport = transport
+        self.breaker = ProbedBreaker(f"cell {cell}: its queue", self._probe, limits.probe_interval)
         self.stuck: set[object] = set()
-        self.breaker = ProbedBreaker(f"cell {cell}: its queue", lambda: None, 2.0)
-        self.operation: Any = contextlib.nullcontext
+        self.operation: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+        self._crew = limits.crew
+        self._ask = probe
+        self._probe_interval = limits.probe_interval
+        self._no_probe_before = 0.0
+        self._closed = False
+        driver = transport._driver
+        self._door: _Door | None = None
+        if isinstance(driver, amqpdriver.AMQPDriverBase):
+            self._door = _Door(driver, self, limits.patience)
+        self._lock = threading.Lock()  # guards who makes the first contact
+        self._contact: _Contact | None = None
+        self._contacted = False
 
     @classmethod
-    def open(cls, cell, conf, limits):
+    def open(
+        cls,
+        cell: Cell,
+        conf: cfg.ConfigOpts,
+        limits: Limits,
+    ) -> CellQueue:
+        """Open the queue of a cell that has one, which connects to nothing yet.
+
+        :param conf: the options that the transport goes by; what they or the URL say comes before our defaults
+        :raises CellMisconfigured: if its URL is missing, malformed or names a driver that isn't installed
+        """
         register_messaging_groups(conf)
-        return cls(cell, _open_transport(cell, conf))
+        text = cell.reveal_transport_url()
+        try:
+            url = oslo_messaging.TransportURL.parse(conf, text)
+            if url.transport.split("+")[0] in ("rabbit", "kombu"):
+                _set_rabbit_defaults(conf, url, limits.max_connections)
+            transport = oslo_messaging.get_rpc_transport(conf, url=url)
+        except ImportError as missing:
+            raise CellMisconfigured(
+                cell, f"its oslo.messaging driver needs {missing.name}, which is not installed"
+            ) from None
+        except oslo_messaging.DriverLoadFailure as failure:
+            raise CellMisconfigured(cell, f"no oslo.messaging driver {failure.driver!r} is installed") from None
+        except (oslo_messaging.InvalidTransportURL, cfg.NoSuchOptError, ValueError):
+            # their messages can quote the URL, with its password
+            raise CellMisconfigured(cell, "its transport URL is not one that oslo.messaging can read") from None
+        return cls(cell, transport, _probe_for(url, transport), limits)
 
-    def send(self, deadline, *args, **kwargs):
-        if self.breaker.is_open:
-            raise CellUnavailable(self.cell, "queue", self.breaker.cause)
-        with self.operation():
-            return self.transport._send(*args, **kwargs)
+    def send(
+        self,
+        deadline: Deadline,
+        target: oslo_messaging.Target,
+        ctxt: Any,
+        message: dict[str, Any],
+        wait_for_reply: bool | None = None,
+        timeout: float | None = None,
+        call_monitor_timeout: int | None = None,
+        retry: int | None = None,
+        transport_options: Any = None,
+    ) -> Any:
+        """Send a message, and return its reply where one is waited for.
 
-    def send_notification(self, deadline, *args, **kwargs):
-        with self.operation():
-            return self.transport._send_notification(*args, **kwargs)
+        :param retry: as oslo.messaging's; without end, its default, is one more attempt for each host here
+        :raises CellUnavailable: if the queue does not answer; ``sent`` tells what became of the message
+        :raises DeadlineExceeded: if the deadline passes first; the message was not sent, and never will be
+        :raises ReplyTimeout: if the deadline passes before the reply comes
+        """
+        passage = _Passage(deadline, self._door is not None, bool(wait_for_reply))
 
-    def close(self):
+        def send() -> Any:
+            return self.transport._send(
+                target,
+                ctxt,
+                message,
+                wait_for_reply=wait_for_reply,
+                timeout=passage.timeout(timeout) if wait_for_reply else timeout,
+                call_monitor_timeout=call_monitor_timeout,
+                retry=self._attempts(retry),
+                transport_options=transport_options,
+            )
+
+        return self._take(passage, send)
+
+    def send_notification(
+        self,
+        deadline: Deadline,
+        target: oslo_messaging.Target,
+        ctxt: Any,
+        message: dict[str, Any],
+        version: float,
+        retry: int | None = None,
+    ) -> None:
+        """Send a notification.
+
+        :raises CellUnavailable: if the queue does not answer; ``sent`` tells what became of the message
+        :raises DeadlineExceeded: if the deadline passes first; the message was not sent, and never will be
+        """
+        passage = _Passage(deadline, self._door is not None, False)
+
+        def send() -> None:
+            self.transport._send_notification(target, ctxt, message, version, retry=self._attempts(retry))
+
+        self._take(passage, send)
+
+    def close(self) -> None:
+        """Close all connections. With a broker that is frozen it takes long."""
+        self._closed = True
         self.breaker.close()
         self.transport.cleanup()
 
+    def _attempts(self, retry: int | None) -> int:
+        """Whoever has a deadline does not want one more attempt for ever."""
+        if retry is not None and retry >= 0:
+            return retry
+        return 1 if self._door is None else self._door.hosts
 
-def _open_transport(cell: Cell, conf: cfg.ConfigOpts) -> oslo_messaging.Transport | None:
-    url = cell.reveal_transport_url()
-    if not cell.has_transport:
-        return None
-    try:
-        return oslo_messaging.get_rpc_transport(conf, url=url)
-    except ImportError as missing:
-        raise CellMisconfigured(
-            cell, f"its oslo.messaging driver needs {missing.name}, which is not installed"
-        ) from None
-    except oslo_messaging.DriverLoadFailure as failure:
-        raise CellMisconfigured(cell, f"no oslo.messaging driver {failure.driver!r} is installed") from None
-    except (oslo_messaging.InvalidTransportURL, cfg.NoSuchOptError, ValueError):
-        # their messages can quote the URL, with its password
-        raise CellMisconfigured(cell, "its transport URL is not one that oslo.messaging can read") from None
+    def _take(self, passage: _Passage, send: Callable[[], Any]) -> Any:
+        self._admit(passage.deadline)
+        if self._door is not None and not self._contacted:
+            self._wait_for_contact(self._door, passage.deadline)
+        try:
+            return self._crew.run(
+                partial(self._deliver, passage, send),
+                passage.deadline + _GRACE,
+                self.stuck,
+                "the queue",
+                slow=None if self._door is None else self.breaker.suspect,
+            )
+        except DeadlineExceeded:
+            raise self._left_at(passage.leave(), passage) from None
+        except oslo_messaging.MessagingTimeout:
+            if passage.cut and left(passage.deadline) < _GRACE:
+                raise self._no_reply() from None
+            raise
+        except oslo_messaging.MessageDeliveryFailure as failure:
+            if type(failure) is not oslo_messaging.MessageDeliveryFailure:
+                raise  # the server's own
+            self.breaker.suspect()
+            raise self._unavailable(_cause(failure), passage.sent) from failure
+        except _OUTAGES as outage:
+            if passage.stage >= _Stage.IN_HAND:
+                raise  # the server's own
+            raise self._failed(outage) from outage
+        except AttributeError:
+            if self._closed and passage.stage < _Stage.IN_HAND:
+                raise self._unavailable("it was closed") from None
+            raise
+
+    def _admit(self, deadline: Deadline) -> None:
+        if self._closed:
+            raise self._unavailable("it was closed")
+        if self.breaker.is_open:
+            raise self._unavailable(self.breaker.cause)
+        if len(self.stuck) > _MAX_STUCK:
+            raise self._unavailable(f"{len(self.stuck)} threads are stuck in it")
+        if not left(deadline):
+            raise self._no_place()
+
+    def _deliver(self, passage: _Passage, send: Callable[[], Any]) -> Any:
+        if self._door is None:
+            with self.operation():
+                return send()
+        self._door.here.passage = passage
+        try:
+            with self.operation():
+                return send()
+        finally:
+            del self._door.here.passage
+
+    def _left_at(self, stage: _Stage, passage: _Passage) -> Exception:
+        if stage is _Stage.OUTSIDE:
+            return self._no_place()
+        if stage is _Stage.GIVEN_BACK and passage.is_call:
+            return self._no_reply()
+        self.breaker.suspect()
+        return self._unavailable("no answer in time", passage.sent)
+
+    def _wait_for_contact(self, door: _Door, deadline: Deadline) -> None:
+        """Wait until publishing and the replies have a connection, which somebody makes without a user's message."""
+        with self._lock:
+            contact, begins = self._contact, False
+            if contact is None and not self._contacted:
+                contact, begins = _Contact(), True
+                self._contact = contact
+        if contact is None:
+            return
+        if begins:
+            try:
+                with contextlib.suppress(DeadlineExceeded):
+                    self._crew.run(
+                        partial(self._make_contact, contact, door),
+                        deadline,
+                        self.stuck,
+                        "the queue",
+                        slow=self.breaker.suspect,
+                    )
+            except RuntimeError:  # there are no more threads
+                self._end_contact(contact, "no thread")
+                raise
+        if not contact.wait(left(deadline)):
+            raise self._unavailable("no answer in time")
+        if contact.cause:
+            raise self._unavailable(contact.cause)
+
+    def _make_contact(self, contact: _Contact, door: _Door) -> None:
+        cause = "ended"
+        try:
+            with self.operation():
+                door.contact()
+            cause = ""
+            self._contacted = True
+        except CellUnavailable as unavailable:  # the breaker has opened meanwhile
+            cause = unavailable.cause
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no connection
+            # not chained to what the requesters get: what a wrong URL makes the library say can quote it
+            cause = self._failed(error).cause
+        finally:
+            self._end_contact(contact, cause)
+
+    def _end_contact(self, contact: _Contact, cause: str) -> None:
+        with self._lock:
+            self._contact = None
+        contact.end(cause)
+
+    def _failed(self, error: Exception) -> CellUnavailable:
+        cause, root = _cause(error), _root(error)
+        if not isinstance(root, OSError) or isinstance(root, ssl.SSLError):
+            # the broker is there and won't have us: an answer to a probe says nothing of that for a while
+            self._no_probe_before = monotonic() + self._probe_interval / 2
+        self.breaker.failed(cause)
+        return self._unavailable(cause)
+
+    def _probe(self) -> None:
+        if monotonic() < self._no_probe_before:
+            raise ConnectionRefusedError
+        self._ask()
+
+    def _unavailable(self, cause: str, sent: str = "no") -> CellUnavailable:
+        return CellUnavailable(self.cell, "queue", cause, sent)
+
+    def _no_place(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"a connection to the queue of cell {self.cell}")
+
+    def _no_reply(self) -> ReplyTimeout:
+        return ReplyTimeout(f"a reply from the queue of cell {self.cell}")
+
+    def __repr__(self) -> str:
+        return f"<CellQueue cell={self.cell} stuck={len(self.stuck)} {'closed' if self._closed else 'open'}>"
+
+
+class _Stage(enum.IntEnum):
+    """How far a message has got."""
+
+    OUTSIDE = 0
+    """It waits for one of the places."""
+    CONNECTING = 1
+    """It has a place, and nothing to be written to yet."""
+    IN_HAND = 2
+    """It has a connection: from now on it may have been written."""
+    GIVEN_BACK = 3
+    """The connection has been given back."""
+
+
+class _Passage:
+    """One message on its way. Lives until it is done, or its sender has left and its thread has seen that."""
+
+    __slots__ = ("_left", "_lock", "cut", "deadline", "is_call", "stage")
+
+    def __init__(self, deadline: Deadline, has_stages: bool, is_call: bool) -> None:
+        self.deadline = deadline
+        self.is_call = is_call
+        self.cut = False
+        # of a driver without a door it is not known when it has written
+        self.stage = _Stage.OUTSIDE if has_stages else _Stage.GIVEN_BACK
+        self._left = False
+        self._lock = threading.Lock()  # guards getting a connection against leaving
+
+    @property
+    def sent(self) -> str:
+        return "no" if self.stage < _Stage.IN_HAND else "unknown"
+
+    def timeout(self, timeout: float | None) -> float:
+        """How long the library waits for a reply.
+
+        :param timeout: how long the client wants to wait
+        """
+        remaining = left(self.deadline)
+        if timeout is not None and timeout <= remaining:
+            return timeout
+        self.cut = True
+        return max(_SHORTEST, remaining)
+
+    def reach(self, stage: _Stage) -> bool:
+        """Go on to this stage; false if the sender has left before."""
+        with self._lock:
+            if not self._left:
+                self.stage = stage
+            return not self._left
+
+    def leave(self) -> _Stage:
+        """Leave it where it is: it gets no further."""
+        with self._lock:
+            self._left = True
+            return self.stage
+
+
+class _Contact:
+    """The first contact with a broker, while it is under way. ``_landed`` is locked until it has ended."""
+
+    def __init__(self) -> None:
+        self.cause = ""
+        self._landed = threading.Lock()
+        self._landed.acquire()
+
+    def wait(self, timeout: float) -> bool:
+        if self._landed.acquire(timeout=timeout):
+            self._landed.release()
+            return True
+        return False
+
+    def end(self, cause: str) -> None:
+        self.cause = cause
+        self._landed.release()
+
+
+class _SenderLeft(Exception):
+    """The sender has left before its message had a connection. Nobody ever sees it."""
+
+
+class _Door:
+    """Stands before a driver's pool of connections, and lets in as many as it has connections. Lives as long as it.
+
+    The pool itself waits without a bound, and opens the connection for replies without one.
+
+    :ivar here: ``.passage`` is what the thread is sending
+    :ivar hosts: how many the URL has
+    """
+
+    def __init__(self, driver: Any, queue: CellQueue, patience: float) -> None:
+        pool = driver._connection_pool
+        self.here = threading.local()
+        self.hosts = max(1, len(driver._url.hosts))
+        self._driver = driver
+        self._queue = queue
+        self._patience = patience
+        self._places = threading.Semaphore(pool._max_size)
+        self._get, self._put, self._create = pool.get, pool.put, pool.create
+        pool.get, pool.put, pool.create = self.get, self.put, self.create
+
+    def contact(self) -> None:
+        """Open a connection for sending and the one for replies."""
+        self._driver._get_connection(common.PURPOSE_SEND, retry=self.hosts - 1).close()
+        self._driver._get_reply_q()
+
+    def get(self, retry: int | None = None) -> Any:
+        passage = getattr(self.here, "passage", None) or _Passage(after(self._patience), True, False)
+        if not self._places.acquire(timeout=left(passage.deadline)):
+            raise self._queue._no_place()
+        try:
+            if not passage.reach(_Stage.CONNECTING):
+                raise _SenderLeft
+            if self._queue.breaker.is_open:  # since it waits
+                raise self._queue._unavailable(self._queue.breaker.cause)
+            connection = self._get(retry=retry)
+        except BaseException:
+            self._places.release()
+            raise
+        if not passage.reach(_Stage.IN_HAND):
+            self.put(connection)
+            raise _SenderLeft
+        return connection
+
+    def put(self, connection: Any) -> None:
+        try:
+            self._put(connection)
+        finally:
+            self._places.release()
+            passage = getattr(self.here, "passage", None)
+            if passage is not None:
+                passage.reach(_Stage.GIVEN_BACK)
+
+    def create(self, purpose: str = common.PURPOSE_SEND, retry: int | None = None) -> Any:
+        return self._create(purpose, retry=self.hosts - 1 if retry is None else retry)
+
+
+def _set_rabbit_defaults(conf: cfg.ConfigOpts, url: oslo_messaging.TransportURL, max_connections: int) -> None:
+    """Write into the URL what neither it nor the configuration says."""
+    conf.register_opts(impl_rabbit.rabbit_opts, group=_RABBIT)
+    defaults = _RABBIT_DEFAULTS | {"rpc_conn_pool_size": str(max_connections)}
+    for name, value in defaults.items():
+        location = conf.get_location(name, _RABBIT)
+        if location is None or location.location is cfg.Locations.opt_default:
+            url.query.setdefault(name, value)
+    # which may not be more than all of them, or the driver refuses to be made
+    least = url.query.get("conn_pool_min_size", conf[_RABBIT].conn_pool_min_size)
+    if url.query.get("rpc_conn_pool_size") == str(max_connections) and int(least) > max_connections:
+        url.query["conn_pool_min_size"] = str(max_connections)
+
+
+def _probe_for(url: oslo_messaging.TransportURL, transport: oslo_messaging.Transport) -> Callable[[], object]:
+    driver = transport._driver
+    if not isinstance(driver, impl_rabbit.RabbitDriver) or "+" in url.transport:
+        return lambda: None
+    addresses = [Address(host.hostname or "localhost", host.port or _AMQP_PORT) for host in url.hosts]
+    options = driver.conf.oslo_messaging_rabbit
+    tls = unverified() if options.ssl else None
+    if tls is not None and options.ssl_cert_file:
+        with contextlib.suppress(OSError):  # the first contact will say so
+            tls.load_cert_chain(options.ssl_cert_file, options.ssl_key_file or None)
+    return partial(shake_hands, addresses or [Address("localhost", _AMQP_PORT)], tls)
 
 
 def register_messaging_groups(conf: cfg.ConfigOpts) -> None:
     """Register the options that oslo.messaging registers on ``cfg.CONF`` alone but reads from whatever it is given."""
     if conf is cfg.CONF:
         return
-    for group in _GROUPS_OF_THE_GLOBAL_CONF:
+    for group in GLOBAL_GROUPS:
         with contextlib.suppress(cfg.NoSuchGroupError):
             opts = cfg.CONF._get_group(group)._opts.values()
             conf.register_opts([opt["opt"] for opt in opts], group=group)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the library has wrapped."""
+    while isinstance(error, (oslo_messaging.MessageDeliveryFailure, kombu.exceptions.OperationalError)):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
+def _cause(error: BaseException) -> str:
+    """Say in a few words what it was. The error's own message can quote the URL."""
+    root = _root(error)
+    code = getattr(root, "reply_code", None)
+    if isinstance(root, OSError) and type(root) is OSError:
+        code = errno.errorcode.get(root.errno or 0)
+    return f"{type(root).__name__} {code}" if code else type(root).__name__

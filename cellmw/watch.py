@@ -99,11 +99,7 @@ class Watch:
 
     def _run(self) -> None:
         while True:
-            now = monotonic()
-            for wait in tuple(self._waits):
-                with self._lock:
-                    if wait in self._waits:
-                        wait.look(now)
+            self._look()
             self._asleep = True
             # whoever comes after this look finds the thread asleep, and wakes it
             ended = not self._waits and not self._wake.wait(_IDLE_TIMEOUT)
@@ -113,6 +109,13 @@ class Watch:
                 return
             # not an Event's wait: nobody has to be told of anything before the next look
             threading.Event().wait(TICK)
+
+    def _look(self) -> None:
+        now = monotonic()
+        for wait in tuple(self._waits):
+            with self._lock:
+                if wait in self._waits:
+                    wait.look(now)
 
     def _may_end(self) -> bool:
         with self._lock:

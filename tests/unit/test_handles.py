@@ -288,7 +288,7 @@ def test_private_configuration_can_send(conf: cfg.ConfigOpts, open_handles: Call
     oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="compute")).cast({}, "reboot")
 
 
-@pytest.mark.parametrize("group", queue_module._GROUPS_OF_THE_GLOBAL_CONF)
+@pytest.mark.parametrize("group", queue_module.GLOBAL_GROUPS)
 def test_oslo_messaging_registers_what_is_leaned_on(group: str) -> None:
     """oslo.messaging registers these groups on cfg.CONF alone, and oslo.config keeps them in this shape."""
     registered = cfg.CONF._get_group(group)._opts
