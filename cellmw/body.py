@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,7 +48,8 @@ class Body(itertools.chain[bytes]):
     @classmethod
     def around(cls, body: Iterable[bytes], owner: Owner) -> Self:
         """Take over the app's body; nothing of it is read yet."""
-        wrapped = cls.from_iterable(_links(body if owner.status else _rescued(body, owner), owner))
+        # the type of the standard library's stub is that of a plain chain
+        wrapped = cast("Self", cls.from_iterable(_links(body if owner.status else _rescued(body, owner), owner)))
         wrapped._body = body
         wrapped._owner = owner
         return wrapped

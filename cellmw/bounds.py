@@ -269,7 +269,7 @@ class Bounds:
 
 
 class BoundedEngine(OptionEngine):
-    """An engine as one lease, or the store, uses it; what it makes connections with is shared. Lives as long as that."""
+    """An engine as one lease, or the store, uses it; its pool is shared. Lives as long as that."""
 
     _sqla_logger_namespace = "sqlalchemy.engine.Engine"
     bounds: Bounds
@@ -304,7 +304,7 @@ class BoundedPool(pool.QueuePool):
         self._longest = longest
 
     def recreate(self) -> Self:
-        new: Any = super().recreate()
+        new = cast("Self", super().recreate())
         new.here = self.here
         return new
 

@@ -13,7 +13,7 @@ import threading
 import weakref
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import oslo_messaging
 from oslo_db.sqlalchemy import enginefacade
@@ -207,8 +207,8 @@ class TransportView(_StaysHere, oslo_messaging.transport.RPCTransport):
 
     @property
     def _queue(self) -> CellQueue:
-        queue: Any = self._lease.handles.queue  # there is one: a cell without it has no such view
-        return queue
+        # there is one: a cell without it has no such view
+        return cast("CellQueue", self._lease.handles.queue)
 
     def _send(self, *args: Any, **kwargs: Any) -> Any:
         return self._queue.send(self._lease.until(), *args, **kwargs)

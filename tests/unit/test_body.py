@@ -28,10 +28,11 @@ class Owner:
     def __init__(self, events: list[str], status: str = "200 OK", answer: Iterable[bytes] | None = None) -> None:
         self.events = events
         self.status = status
+        self.has_begun = 0
         self._answer = answer
 
     def begun(self) -> None:
-        """The first chunk is there."""
+        self.has_begun += 1
 
     def end(self) -> None:
         self.events.append("end")
@@ -224,17 +225,30 @@ def test_body_that_is_none(events: list[str], status: str) -> None:
     assert events[-1] == "end"
 
 
-def test_no_code_of_ours_for_each_chunk(owner: Owner) -> None:
-    """Where the app has called start_response, its chunks reach the server without a line of Python of ours."""
+@pytest.mark.parametrize("count", [3, 100])
+def test_no_code_of_ours_for_each_chunk(owner: Owner, count: int) -> None:
+    """Where the app has called start_response, its chunks reach the server without a line of Python for each."""
     called: list[str] = []
-    body = Body.around(iter([b"a"] * 3), owner)
-    sys.setprofile(lambda frame, event, argument: called.append(frame.f_code.co_filename) if event == "call" else None)
+    body = Body.around(iter([b"a"] * count), owner)
+    sys.setprofile(lambda frame, event, argument: called.append(frame.f_code.co_name) if event == "call" else None)
     try:
         chunks = list(body)
     finally:
         sys.setprofile(None)
     body.close()
-    assert (chunks, called) == ([b"a"] * 3, [])
+    # before the first chunk, after it, and at the end
+    assert (chunks, called) == ([b"a"] * count, ["_links", "_links", "begun", "_links"])
+
+
+@pytest.mark.parametrize("status", ["200 OK", ""], ids=["started", "not started"])
+def test_begun(events: list[str], status: str) -> None:
+    """The owner is told when the server comes for more than the first chunk, once."""
+    owner = Owner(events, status)
+    chunks = iter(body := Body.around(iter([b"a", b"b", b"c"]), owner))
+    assert (next(chunks), owner.has_begun) == (b"a", 0)
+    assert (next(chunks), owner.has_begun) == (b"b", 1)
+    assert (list(chunks), owner.has_begun) == ([b"c"], 1)
+    body.close()
 
 
 def test_is_its_own_iterator(owner: Owner) -> None:

@@ -55,7 +55,11 @@ def test_defaults(conf: cfg.ConfigOpts) -> None:
         idle_timeout=0.0,
         max_leases_per_cell=0,
         drain_timeout=5.0,
-        request_timeout=60.0,
+        request_deadline=60.0,
+        deadline_header=None,
+        down_cell="503",
+        probe_interval=2.0,
+        max_connections_per_cell=15,
     )
 
 
@@ -103,7 +107,7 @@ def test_help_is_a_paragraph(group: str, opt: cfg.Opt) -> None:
         ("mapping_ttl", "0", 0.0),
         ("mapping_ttl", "2.5", 2.5),
         ("mapping_cache_size", "1", 1),
-        ("request_timeout", "0.5", 0.5),
+        ("request_deadline", "0.5", 0.5),
     ],
 )
 def test_ini_and_file_agree(conf: cfg.ConfigOpts, tmp_path: Path, name: str, text: str, value: object) -> None:
@@ -136,7 +140,7 @@ WRONG = [
     ("mapping_ttl", "a minute"),
     ("mapping_cache_size", "0"),
     ("mapping_cache_size", "1.5"),
-    ("request_timeout", "0"),
+    ("request_deadline", "0"),
 ]
 
 
@@ -155,7 +159,7 @@ def test_wrong_value_in_the_file(tmp_path: Path, name: str, text: str) -> None:
         options.settings(conf)
 
 
-@pytest.mark.parametrize("name", ["mapping_ttl", "request_timeout"])
+@pytest.mark.parametrize("name", ["mapping_ttl", "request_deadline"])
 @pytest.mark.parametrize("text", ["nan", "inf"])
 def test_seconds_are_numbers(conf: cfg.ConfigOpts, name: str, text: str) -> None:
     """Not a number, and infinity, are no numbers of seconds."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cellmw.cell import Cell
     from cellmw.cells import Cells
     from cellmw.handles import Handles
+    from cellmw.limits import Limits
     from cellmw.store import Store
 
 SECRET = "s3" + "cret"  # in two parts: a traceback quotes the line
@@ -170,7 +171,7 @@ def test_chosen_settings(conf: cfg.ConfigOpts, store: Store) -> None:
 def test_store_of_the_callers(conf: cfg.ConfigOpts, store: Store, cell1: Cell) -> None:
     """Who has a store already hands it over: it is used, and closed with the cells."""
     conf.clear_override("connection", group="api_database")
-    cells = deploy.cells(conf, api_database=store)
+    cells = deploy.cells(conf, api_database=lambda *_: store)
     assert cells.all() == [cell1]
     cells.close()
     assert repr(store) == "<Store sqlite closed>"
@@ -180,9 +181,9 @@ def test_opener_of_the_callers(conf: cfg.ConfigOpts, store: Store, cell1: Cell) 
     """Who opens cells in a way of his own does it with the same configuration."""
     asked: list[tuple[Cell, cfg.ConfigOpts]] = []
 
-    def opener(cell: Cell, conf: cfg.ConfigOpts) -> Handles:
+    def opener(cell: Cell, conf: cfg.ConfigOpts, limits: Limits) -> Handles:
         asked.append((cell, conf))
-        return deploy.open_handles(cell, conf)
+        return deploy.open_handles(cell, conf, limits)
 
     with closing(deploy.cells(conf, opener=opener)) as cells, cells.lease(cell1.id) as lease:
         assert asked == [(cell1, conf)]

@@ -82,7 +82,7 @@ def test_sqlite_file_has_a_pool(url: str) -> None:
     for _ in range(3):
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
-    assert type(engine.pool) is pool.QueuePool
+    assert isinstance(engine.pool, pool.QueuePool)
     assert (engine.pool.size(), engine.pool._max_overflow, engine.pool.timeout()) == (3, 2, 0)
     assert len(opened) == 1
     engine.dispose()

@@ -933,6 +933,7 @@ def test_session_of_another_thread(
 
     def write() -> None:
         with database.writer.using(RequestContext(overwrite=False)) as session:
+            session.connection()
             opened.set()
             assert released.wait(PATIENCE)
             session.execute(INSERT)
@@ -952,9 +953,20 @@ def test_release_in_another_thread(
 ) -> None:
     """A session stays its thread's own also where it is the release that happens in another thread."""
     with database.writer.using(context) as session:
+        session.connection()
         in_thread(lease.release)
         session.execute(INSERT)
     assert names(handles1) == ["cell1", "new"]
+
+
+def test_session_without_a_connection(
+    database: DatabaseView, context: RequestContext, lease: Lease, in_thread: InThread
+) -> None:
+    """A session that another thread has open, and that has no connection at the release, gets none after it."""
+    with database.writer.using(context) as session:
+        in_thread(lease.release)
+        with pytest.raises(LeaseClosed):
+            session.execute(INSERT)
 
 
 def test_one_failing_end_does_not_skip_the_next(
