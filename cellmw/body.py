@@ -6,12 +6,23 @@ A body that is complete already, a list or a tuple, is not wrapped: servers read
 
 from __future__ import annotations
 
-import itertools
+import sys
 import warnings
-from typing import TYPE_CHECKING, Protocol, Self, cast
+from itertools import chain, compress, repeat
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from cellmw.lease import Lease
+
+    _Chunks = compress[bytes]
+else:
+    _Chunks = compress
+
+
+ALL = sys.maxsize
+"""How many selectors a body begins with: more than any has chunks."""
 
 
 class Owner(Protocol):
@@ -21,8 +32,9 @@ class Owner(Protocol):
     def status(self) -> str:
         """The status line that the app has given to start_response, empty before that."""
 
-    def begun(self) -> None:
-        """The first chunk of the body is there, or there is none."""
+    @property
+    def lease(self) -> Lease | None:
+        """What is told how far the body is, where there is anything."""
 
     def end(self) -> None:
         """The body has been closed; or it never was, and its finalizer says so, which must not wait for a lock."""
@@ -31,13 +43,14 @@ class Owner(Protocol):
         """The app raised this before start_response: return a body to go on with, or None to let the error through."""
 
 
-class Body(itertools.chain[bytes]):
+class Body(_Chunks):
     """Hands out the app's body, and ends its owner exactly once after closing it. Lives as long as one response.
 
     The server may read it all, in part or not at all, and closes it from whichever thread it likes. Where it never
     does, the finalizer ends the owner, with a ResourceWarning: that server breaks PEP 3333.
 
-    It is a chain, of two links, because that iterates without a line of Python for each chunk.
+    It is a compress, which drops nothing, because that iterates without a line of Python for each chunk, and uses up
+    one of its selectors for each chunk that the app has yielded: by them the lease knows that there has been one.
     """
 
     __slots__ = ("_body", "_owner")
@@ -48,10 +61,14 @@ class Body(itertools.chain[bytes]):
     @classmethod
     def around(cls, body: Iterable[bytes], owner: Owner) -> Self:
         """Take over the app's body; nothing of it is read yet."""
-        # the type of the standard library's stub is that of a plain chain
-        wrapped = cast("Self", cls.from_iterable(_links(body if owner.status else _rescued(body, owner), owner)))
+        chunks = repeat(True, ALL)
+        # a chain asks the body for its iterator no earlier than the server asks for the first chunk
+        wrapped = cls(chain(body) if owner.status else _rescued(body, owner), chunks)
         wrapped._body = body
         wrapped._owner = owner
+        lease = owner.lease
+        if lease is not None:
+            lease.chunks = chunks
         return wrapped
 
     def close(self) -> None:
@@ -74,14 +91,6 @@ class Body(itertools.chain[bytes]):
                 warnings.warn(
                     "a response body was never closed by the server", ResourceWarning, source=self, stacklevel=2
                 )
-
-
-def _links(body: Iterable[bytes], owner: Owner) -> Iterator[Iterator[bytes]]:
-    """Yield the first chunk and then the rest, and tell the owner in between."""
-    chunks = iter(body)
-    yield itertools.islice(chunks, 1)
-    owner.begun()
-    yield chunks
 
 
 def _rescued(body: Iterable[bytes], owner: Owner) -> Iterator[bytes]:

@@ -97,15 +97,15 @@ class Bounds:
         dialect: Any = engine.dialect
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             setattr(dialect, name, self._bounded_execute(getattr(dialect, name)))
-        dialect.do_ping = self._bounded_ping(dialect.do_ping)
-        dialect.do_commit = self._bounded_end(dialect.do_commit, grace=0.0)
-        dialect.do_rollback = self._bounded_end(dialect.do_rollback, grace=_ROLLBACK_GRACE)
-        event.listen(engine, "do_connect", self._connect)
-        event.listen(engine, "checkin", _forget_claim)
         # oslo.db's listener raises some errors, and no other listener gets to see those: ours calls it
         event.remove(engine, "handle_error", exc_filters.handler)
         event.listen(engine, "handle_error", _translate, retval=True)
-        if not self._is_sqlite:
+        if not self._is_sqlite:  # whose only waits are statements, and locks
+            dialect.do_ping = self._bounded_ping(dialect.do_ping)
+            dialect.do_commit = self._bounded_end(dialect.do_commit, grace=0.0)
+            dialect.do_rollback = self._bounded_end(dialect.do_rollback, grace=_ROLLBACK_GRACE)
+            event.listen(engine, "do_connect", self._connect)
+            event.listen(engine, "checkin", _forget_claim)
             event.listen(engine, "connect", self._tell_server)
         if isinstance(engine.pool, BoundedPool):
             engine.pool.here = self._here
@@ -148,7 +148,8 @@ class Bounds:
         wait = Wait(claim.until(), claim.slow)
         self._here.wait = wait
         self._here.claim = claim
-        self._watch.begin(wait)
+        if not self._is_sqlite:
+            self._watch.begin(wait)
         try:
             connection = engine.pool.connect()
         except exc.TimeoutError as crowded:
@@ -160,15 +161,16 @@ class Bounds:
         finally:
             self._watch.end(wait)
             self._here.wait = self._here.claim = None
-        connection.info[_KEY] = claim
         if self._is_sqlite:
             _wait_for_locks(connection, left(wait.deadline))
+        else:
+            connection.info[_KEY] = claim
         return connection
 
     def _connect(self, dialect: Any, record: object, arguments: list[Any], named: dict[str, Any]) -> Any:
         """Connect, in the event of SQLAlchemy that may do so in its place."""
         wait: Wait | None = getattr(self._here, "wait", None)
-        if wait is None or self._is_sqlite:
+        if wait is None:
             return None
         claim: Claim | None = self._here.claim
         self._set_timeouts(dialect.driver, named, probing=claim is None)
@@ -277,6 +279,8 @@ class BoundedEngine(OptionEngine):
 
     def __init__(self, proxied: Engine, execution_options: Mapping[str, Any]) -> None:
         super().__init__(proxied, execution_options)
+        # its own would pass each event on to this one, one after the other
+        self.dispatch = proxied.dispatch
         if isinstance(proxied, BoundedEngine):
             self.bounds, self.claim = proxied.bounds, proxied.claim
 

@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from cellmw.context import copy_context, target
-from cellmw.exceptions import CellBusy, InstanceNotMapped
+from cellmw.exceptions import CellBusy, CellUnavailable, InstanceNotMapped
 from cellmw.lease import Lease
 from cellmw.records import Records
 from cellmw.upkeep import Upkeep
@@ -47,11 +47,13 @@ class Cells:
         *,
         refresh_interval: float = 10.0,
         max_leases_per_cell: int = 0,
+        refuses_down: bool = True,
     ) -> None:
         """Put them behind one door; nothing is read or opened yet.
 
         :param refresh_interval: seconds within which a change of the cell records is followed
         :param max_leases_per_cell: how many leases there may be on one cell at a time; 0 for any number
+        :param refuses_down: whether there is none on a cell whose database is known not to answer
         """
         self.mappings = mappings
         self._store = store
@@ -60,6 +62,7 @@ class Cells:
         self._open_handles = pool.handles
         self._at_exit: functools.partial[None] | None = None
         self._max_leases = max_leases_per_cell or math.inf
+        self._refuses_down = refuses_down
         self._upkeep = Upkeep(self._keep_up, refresh_interval)
 
     def get(self, ref: int | str) -> Cell:
@@ -101,6 +104,7 @@ class Cells:
         :raises CellNotFound: if there is no such cell
         :raises CellMisconfigured: if the cell's URLs can't be used
         :raises CellBusy: if there are as many leases on it as there may be
+        :raises CellUnavailable: if its database is known not to answer, unless ``down_cell`` is ``degrade``
         :raises DeadlineExceeded: if another thread is opening them and is not done in time, or if too many other cells
             are in use
         """
@@ -110,10 +114,14 @@ class Cells:
                 handles = self._open(cell_id, deadline)
             lease = Lease(handles, instance_uuid, deadline)
             if not handles.retired:
-                if len(handles.leases) <= self._max_leases:
+                if len(handles.leases) <= self._max_leases and not handles.down:
                     return lease
-                lease.release()
-                raise CellBusy(lease.cell, self._max_leases)
+                try:
+                    self._admit(handles)
+                except BaseException:
+                    lease.release()
+                    raise
+                return lease
             # they were taken out of use before the lease was there to keep them open
             lease.release()
 
@@ -126,6 +134,7 @@ class Cells:
         :param deadline: the moment on the clock of ``time.monotonic()`` by which everything in the block has to be done
             waiting; without one each single wait may take ``request_deadline`` seconds
         :raises CellMisconfigured: if the cell's URLs can't be used
+        :raises CellUnavailable: if its database is known not to answer, unless ``down_cell`` is ``degrade``
         """
         with self.lease(cell.id, deadline) as lease:
             copied = copy_context(context)
@@ -163,6 +172,12 @@ class Cells:
         :raises StoreUnavailable: if the API database does not answer
         """
         self._records.read()
+
+    def _admit(self, handles: Handles) -> None:
+        if len(handles.leases) > self._max_leases:
+            raise CellBusy(handles.cell, self._max_leases)
+        if "database" in handles.down and self._refuses_down:
+            raise CellUnavailable(handles.cell, "database", handles.database.breaker.cause)
 
     def _keep_up(self) -> None:
         self._records.keep_up()

@@ -47,6 +47,7 @@ class ContextLoan:
     """
 
     status = "on loan"  # what the app answers is the trip's to see
+    lease = None  # and how far the body is
 
     def __init__(self, environ: WSGIEnvironment, key: str, make: Callable[[WSGIEnvironment], RequestContext]) -> None:
         self._environ = environ
@@ -62,9 +63,6 @@ class ContextLoan:
                 del oslo_context.context._request_store.context
             else:
                 self._before.update_store()
-
-    def begun(self) -> None:
-        """The trip has been told already."""
 
     def rescue(self, error: Exception) -> None:
         """Let every error through: what there is to answer, the trip has answered."""
@@ -82,11 +80,11 @@ def target(context: Any, lease: Lease) -> Before | None:
     except AttributeError:
         aimed = False
     before = (context.db_connection, context.mq_connection, context.cell_uuid) if aimed else None
-    handles = lease.handles
+    handles = lease._handles or lease.handles  # the second raises where there are none any more
     database = new_view(DatabaseView)
     database._lease = lease
     transport: TransportView | NoTransport
-    if handles.transport is None:
+    if handles.queue is None:
         transport = NoTransport(lease.cell, handles.conf)
     else:
         transport = new_view(TransportView)

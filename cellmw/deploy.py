@@ -102,4 +102,5 @@ def cells(
         ),
         refresh_interval=chosen.refresh_interval,
         max_leases_per_cell=chosen.max_leases_per_cell,
+        refuses_down=chosen.down_cell == "503",
     )

@@ -35,7 +35,6 @@ from cellmw.context import ContextLoan, RequestContext, copy_context
 from cellmw.exceptions import (
     CellmwError,
     CellNotFound,
-    CellUnavailable,
     ConfigError,
     InstanceBuilding,
     InstanceNotMapped,
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from cellmw.cells import Cells
-    from cellmw.lease import Lease
     from cellmw.mapping import Mapping
 
 LOG = logging.getLogger(__name__)
@@ -90,7 +88,6 @@ class CellFilter(ConfigurableMiddleware):
         self._context_key = settings.context_key
         self._request_deadline = settings.request_deadline
         self._deadline_header = DeadlineHeader(settings.deadline_header) if settings.deadline_header else None
-        self._pass_down = settings.down_cell == "degrade"
         self._project_check = settings.project_check
         self._admin_roles = settings.admin_roles
         self._pass_unmapped = settings.unmapped == "pass"
@@ -182,8 +179,6 @@ class CellFilter(ConfigurableMiddleware):
         except CellNotFound as missing:
             self.cells.mappings.forget(instance_uuid)
             raise MappingDangling(instance_uuid, mapping.cell_id) from missing
-        if lease is not None and lease.down:
-            self._check_down(lease)
         return Trip(mapping, lease, deadline, context, environ, start_response, self)
 
     def _set_apart(self, environ: WSGIEnvironment) -> WSGIEnvironment:
@@ -241,12 +236,6 @@ class CellFilter(ConfigurableMiddleware):
                 raise InstanceNotMapped(mapping.instance_uuid)
         elif not self._pass_building:
             raise InstanceBuilding(mapping.instance_uuid)
-
-    def _check_down(self, lease: Lease) -> None:
-        """Raise what there is to raise where the cell's database is known not to answer."""
-        if "database" in lease.down and not self._pass_down:
-            lease.release()
-            raise CellUnavailable(lease.cell, "database")
 
     def _is_admin(self, context: Any) -> bool:
         return bool(context.is_admin) or not self._admin_roles.isdisjoint(context.roles)

@@ -11,20 +11,22 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from operator import length_hint
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import oslo_messaging
 from oslo_db.sqlalchemy import enginefacade
 from sqlalchemy.orm import Session, sessionmaker
 
+from cellmw.body import ALL
 from cellmw.bounds import cause, has_no_place
 from cellmw.deadline import after
 from cellmw.exceptions import CellHasNoTransport, CellsClosed, CellUnavailable, DeadlineExceeded, LeaseClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import Connection, Engine
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from cellmw.handles import Handles
 
 LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _REGISTERING = threading.Lock()
 """Held while a lease gets the place for its first session, which two threads may want at once."""
@@ -54,17 +58,19 @@ class Lease:
     :ivar cell: whose handles they are
     :ivar instance_uuid: the instance that the request is for; empty outside a request
     :ivar deadline: the moment by which everything has to be done; None where each wait has a length of its own
+    :ivar chunks: one for each chunk that the response may still have; not set before its body is there
     """
 
-    __slots__ = ("_clients", "_engines", "_handles", "_sessions", "cell", "deadline", "instance_uuid")
+    __slots__ = ("_handles", "_made", "_sessions", "cell", "chunks", "deadline", "instance_uuid")
+
+    chunks: Iterator[bool]
 
     def __init__(self, handles: Handles, instance_uuid: str = "", deadline: Deadline | None = None) -> None:
         self.cell: Cell = handles.cell
         self.instance_uuid = instance_uuid
         self.deadline = deadline
         self._handles: Handles | None = handles
-        self._clients: dict[object, oslo_messaging.RPCClient] | None = None
-        self._engines: dict[Source, BoundedEngine] | None = None
+        self._made: dict[object, Any] | None = None
         self._sessions: weakref.WeakKeyDictionary[Any, int] | None = None
         handles.leases.add(id(self))
 
@@ -89,35 +95,32 @@ class Lease:
         return () if handles is None else handles.down
 
     def until(self) -> Deadline:
-        """Return the deadline of a wait that begins now."""
-        deadline, handles = self.deadline, self._handles
-        if deadline is None:
-            return after(_LAST_PATIENCE if handles is None else handles.patience)
-        return deadline
+        """Return the deadline of a wait that begins now.
 
-    @property
-    def clients(self) -> dict[object, oslo_messaging.RPCClient]:
-        """The RPC clients that were made under this lease, which never outlive it.
+        After the first chunk of the response, and outside a request, each wait has a length of its own.
+        """
+        handles = self._handles
+        if self.deadline is not None and not (hasattr(self, "chunks") and length_hint(self.chunks) < ALL):
+            return self.deadline
+        return after(_LAST_PATIENCE if handles is None else handles.patience)
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """Return what this lease has under the key, made on first use; it has nothing of it left after the release.
 
         :raises LeaseClosed: after the release
         """
         self.handles  # noqa: B018 - raises
-        if self._clients is None:
-            self._clients = {}
-        return self._clients
+        if self._made is None:
+            self._made = {}
+        made: T = self._made[key] if key in self._made else self._made.setdefault(key, make())
+        return made
 
     def engine(self, source: Source) -> BoundedEngine:
-        """Return the engine that connects to this place under this lease, and not after the release.
+        """Return the engine that connects to this place under this lease.
 
         :raises LeaseClosed: after the release
         """
-        self.handles  # noqa: B018 - raises
-        if self._engines is None:
-            self._engines = {}
-        engine = self._engines.get(source)
-        if engine is None:
-            engine = self._engines[source] = source.bounds.claimed(source.engine, _DatabaseClaim(self, source))
-        return engine
+        return self.once(source, lambda: source.bounds.claimed(source.engine, _DatabaseClaim(self, source)))
 
     def register(self, session: Session | Connection) -> None:
         """Remember a session that was opened under this lease, so that the release finds those left open.
@@ -141,7 +144,7 @@ class Lease:
             handles.leases.remove(id(self))
         except KeyError:  # another thread came first
             return
-        self._handles = self._clients = self._engines = None
+        self._handles = self._made = None
         handles.used_at = monotonic()
         if handles.ended is not None:
             handles.ended(handles)
@@ -218,11 +221,7 @@ class TransportView(_StaysHere, oslo_messaging.transport.RPCTransport):
 
     def client(self, key: object, make: Callable[[], oslo_messaging.RPCClient]) -> oslo_messaging.RPCClient:
         """Return the client that this lease has for ``key``, made on first use."""
-        clients = self._lease.clients
-        client = clients.get(key)
-        if client is None:
-            client = clients[key] = make()
-        return client
+        return self._lease.once(key, make)
 
     def _listen(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(f"{self!r} can't serve: a server outlives every request and takes a transport of its own")

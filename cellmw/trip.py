@@ -57,11 +57,11 @@ class Trip:
         "_before",
         "_environ",
         "_filter",
-        "_lease",
         "_mapping",
         "_start_response",
         "deadline",
         "detached",
+        "lease",
         "status",
     )
 
@@ -77,7 +77,7 @@ class Trip:
     ) -> None:
         """Depart: aim the context at the leased cell, if there is one, and tell the app by the environ."""
         self._mapping = mapping
-        self._lease = lease
+        self.lease = lease
         self.deadline = deadline
         self._environ = environ
         self._start_response = start_response
@@ -101,21 +101,21 @@ class Trip:
     @property
     def cell(self) -> Cell | None:
         """The instance's cell, None where it has none."""
-        return None if self._lease is None else self._lease.cell
+        return None if self.lease is None else self.lease.cell
 
     @property
     def state(self) -> str:
         """``targeted``, ``cell0``, ``down`` (its database is), ``building`` (no cell yet) or ``unmapped``."""
-        if self._lease is not None:
-            if "database" in self._lease.down:
+        if self.lease is not None:
+            if "database" in self.lease.down:
                 return "down"
-            return "cell0" if self._lease.cell.uuid == CELL0_UUID else "targeted"
+            return "cell0" if self.lease.cell.uuid == CELL0_UUID else "targeted"
         return "building" if self._mapping.exists else "unmapped"
 
     @property
     def down(self) -> tuple[str, ...]:
         """Which of the cell's ``"database"`` and ``"queue"`` are known not to answer: using one raises at once."""
-        return () if self._lease is None else self._lease.down
+        return () if self.lease is None else self.lease.down
 
     @property
     def age(self) -> float:
@@ -127,19 +127,14 @@ class Trip:
         """Whether the instance's deletion has begun."""
         return self._mapping.queued_for_delete
 
-    def begun(self) -> None:
-        """The first chunk of the response is there: from now on each wait has a length of its own."""
-        if self._lease is not None:
-            self._lease.deadline = None
-
     def detach(self) -> None:
         """Give the handles back now: for a handler that goes on for hours and is done with its cell.
 
         A body that is returned after that goes to the server as it is, which may send a file by its own means then.
         """
         self.detached = True
-        if self._lease is not None:
-            self._lease.release()
+        if self.lease is not None:
+            self.lease.release()
 
     def start_response(self, status: str, headers: Headers, exc_info: ExcInfo = None) -> Write:
         """What the app gets as its ``start_response``, so that its status is seen."""
@@ -155,7 +150,7 @@ class Trip:
 
         A finalizer may call this, so it waits for no lock.
         """
-        lease = self._lease
+        lease = self.lease
         try:
             if self._before is not None:
                 untarget(self._before)

@@ -145,7 +145,7 @@ def test_released_lease(lease: Lease) -> None:
     with pytest.raises(LeaseClosed, match="cell cell1"):
         _ = lease.handles
     with pytest.raises(LeaseClosed, match="cell cell1"):
-        _ = lease.clients
+        lease.once("key", object)
 
 
 def test_closed_handles(lease: Lease, handles1: Handles, context: RequestContext) -> None:
