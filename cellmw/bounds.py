@@ -12,12 +12,14 @@ import contextlib
 import functools
 import math
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 from oslo_db.sqlalchemy import exc_filters
 from sqlalchemy import event, exc, pool
 from sqlalchemy.engine.base import OptionEngine
 
+from cellmw import forks
 from cellmw.deadline import after, left
 from cellmw.exceptions import DeadlineExceeded
 from cellmw.watch import Wait
@@ -93,6 +95,7 @@ class Bounds:
         self._crew = limits.crew
         self._patience = limits.patience
         self._here = threading.local()  # the wait of a thread that is getting a connection
+        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
         self._is_sqlite = engine.dialect.name == "sqlite"
         dialect: Any = engine.dialect
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
@@ -107,8 +110,15 @@ class Bounds:
             event.listen(engine, "do_connect", self._connect)
             event.listen(engine, "checkin", _forget_claim)
             event.listen(engine, "connect", self._tell_server)
+            event.listen(engine, "connect", lambda connection, _: self._connections.add(connection))
         if isinstance(engine.pool, BoundedPool):
             engine.pool.here = self._here
+
+    def disown(self) -> None:
+        """Have nobody in a child process use the connections that it has inherited."""
+        for connection in tuple(self._connections):
+            forks.defuse(connection)
+        forks.park((self._engine.pool, tuple(self._connections)))
 
     def claimed(self, engine: Engine, claim: Claim) -> BoundedEngine:
         """Return the engine as somebody uses it whose waits end by this claim.

@@ -109,6 +109,11 @@ class CellDatabase:
             return self.reader
         return self.async_reader
 
+    def disown(self) -> None:
+        """Have nobody in a child process use the connections that it has inherited."""
+        for source in {self.reader, self.async_reader}:
+            source.bounds.disown()
+
     def close(self) -> None:
         """Close the pools."""
         with contextlib.ExitStack() as closing:

@@ -14,6 +14,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
+from cellmw import forks
 from cellmw.context import copy_context, target
 from cellmw.exceptions import CellBusy, CellUnavailable, InstanceNotMapped
 from cellmw.lease import Lease
@@ -64,6 +65,7 @@ class Cells:
         self._max_leases = max_leases_per_cell or math.inf
         self._refuses_down = refuses_down
         self._upkeep = Upkeep(self._keep_up, refresh_interval)
+        forks.follow(self)
 
     def get(self, ref: int | str) -> Cell:
         """Return the cell with this id, uuid or name.
@@ -165,6 +167,15 @@ class Cells:
         self._upkeep.close()
         self._pool.close()
         self._store.close()
+
+    def begin_anew(self) -> None:
+        """Begin with nothing open, in a child process: what its parent has open is the parent's."""
+        self._at_exit = None
+        self._store.begin_anew()
+        self.mappings.begin_anew()
+        self._records.begin_anew()
+        self._pool.begin_anew()
+        self._upkeep.begin_anew()
 
     def refresh(self) -> None:
         """Read the cells anew, now: what is open of those that have changed or are gone is retired.

@@ -34,6 +34,10 @@ class Crew:
 
     def __init__(self) -> None:
         """Begin with no thread."""
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Begin with no thread, as in a child process, which has inherited none."""
         self._idle: collections.deque[SimpleQueue[_Job[Any]]] = collections.deque()
 
     def run(

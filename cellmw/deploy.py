@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from cellmw import conf as options
@@ -35,7 +36,8 @@ def store(conf: cfg.ConfigOpts, limits: Limits | None = None) -> Store:
         raise ConfigError("[api_database] connection is not set: set it to the URL of the API database")
     engine_options = options.engine_options(conf, options.API_DATABASE)
     try:
-        return Store(engines.make_engine(url, engine_options, pre_ping=False), limits)
+        make_engine = functools.partial(engines.make_engine, url, engine_options, pre_ping=False)
+        return Store(make_engine(), limits, make_engine)
     except ConfigError as error:
         raise ConfigError(f"[api_database] connection: {error}") from error
 

@@ -28,6 +28,10 @@ class Flights(Generic[K, V]):
     """
 
     def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Begin with nothing under way, as in a child process: whoever was fetching is not there."""
         self._lock = threading.Lock()
         self._under_way: dict[K, _Flight[V]] = {}
 

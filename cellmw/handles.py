@@ -12,6 +12,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from cellmw import forks
 from cellmw.cell_database import CellDatabase
 from cellmw.cell_queue import CellQueue, register_messaging_groups
 from cellmw.limits import Limits
@@ -143,6 +144,14 @@ class Handles:
                     close()
                 except Exception:
                     LOG.warning("cell %s: closing a handle failed", self.cell, exc_info=True)
+
+    def disown(self) -> None:
+        """Be closed, in a child process, to whoever has inherited a lease on them; their parent's they are still."""
+        self.closed = self.retired = True
+        self._closing.clear()
+        self.ended = None
+        self.database.disown()
+        forks.park(self)
 
     def _look(self) -> None:
         down = ["database"] if self.database.breaker.is_open else []

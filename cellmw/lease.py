@@ -9,6 +9,7 @@ thread still has open (it stays that thread's to close).
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from operator import length_hint
@@ -43,6 +44,14 @@ T = TypeVar("T")
 
 _REGISTERING = threading.Lock()
 """Held while a lease gets the place for its first session, which two threads may want at once."""
+
+
+def _renew_lock() -> None:
+    global _REGISTERING
+    _REGISTERING = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 _LAST_PATIENCE = 1.0
 """Seconds that a wait may take which begins after the release: what is left to do is to give back a connection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cellmw import forks
 from cellmw.crew import Crew
 from cellmw.watch import Watch
 
@@ -23,3 +24,11 @@ class Limits:
     max_connections: int = 15
     watch: Watch = field(default_factory=Watch)
     crew: Crew = field(default_factory=Crew)
+
+    def __post_init__(self) -> None:
+        forks.follow(self)
+
+    def begin_anew(self) -> None:
+        """Begin without threads, in a child process, which has inherited none."""
+        self.watch.begin_anew()
+        self.crew.begin_anew()

@@ -57,12 +57,22 @@ class Pool:
         self._idle_timeout = idle_timeout
         self._drain_timeout = drain_timeout
         self.handles: dict[int, Handles] = {}
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
         self._reaper = Reaper()
         self._openers: Flights[int, Handles] = Flights()
         self._lock = threading.Lock()  # guards closing against opening, and the places
         self._places = 0  # taken by cells that are being opened
         self._waiting: set[SimpleQueue[None]] = set()
-        self._closed = False
+
+    def begin_anew(self) -> None:
+        """Begin with nothing open, in a child process; what leases it has inherited are good for nothing."""
+        for handles in self._every():
+            handles.disown()
+        self.handles.clear()
+        self._begin()
 
     def open(self, cell: Cell, deadline: Deadline | None = None) -> Handles:
         """Return the handles of this cell, which are opened if they aren't open yet.

@@ -42,8 +42,12 @@ class Records:
         self._follow = follow
         self._readings = itertools.count(1)
         self._newest = 0
-        self._following = threading.Lock()
         self._is_behind = False
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Go on, in a child process, with what is known."""
+        self._following = threading.Lock()
 
     def get(self, ref: int | str, deadline: Deadline | None = None) -> Cell:
         """Return the cell with this id, uuid or name; one that is not known is looked for in the API database.

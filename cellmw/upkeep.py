@@ -32,6 +32,10 @@ class Upkeep:
         """
         self._method = weakref.WeakMethod(method)
         self._interval = interval
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Begin without a thread, as in a child process, which has inherited none."""
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -71,6 +71,10 @@ class Watch:
 
     def __init__(self) -> None:
         """Begin with no thread."""
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Begin with no thread and no wait, as in a child process, which has inherited none."""
         self._waits: set[Wait] = set()
         # held while a connection is cut: the end of a wait is the end of its claim on the connection's descriptor
         self._lock = threading.Lock()

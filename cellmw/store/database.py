@@ -15,7 +15,7 @@ import sqlalchemy
 from oslo_db import exception as db_exc
 from sqlalchemy import exc
 
-from cellmw import engines
+from cellmw import engines, forks
 from cellmw.bounds import Bounds, cause, has_no_place
 from cellmw.breaker import ProbedBreaker
 from cellmw.deadline import after
@@ -66,23 +66,38 @@ class Database:
         None where nothing bounds the waits
     """
 
-    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+    def __init__(self, engine: Engine, limits: Limits | None = None, again: Callable[[], Engine] | None = None) -> None:
         """Take an engine over, without connecting to anything.
 
         :param engine: as ``engines.make_engine`` makes it; close() disposes of it
         :param limits: what bounds the waits; without them a migration may take an hour
+        :param again: makes another one like it, for a child process; without it a process that uses this may not fork
         """
-        engine.hide_parameters = True  # the error of a failed INSERT would show the URLs of a cell
         self.breaker: ProbedBreaker | None = None
-        self._engine = self._bounded = engine
-        self._claim: _Claim | None = None
-        if limits is not None:
-            bounds = Bounds(engine, limits)
-            self.breaker = ProbedBreaker("the API database", bounds.probe, limits.probe_interval)
-            self._claim = _Claim(self.breaker, limits.patience)
-            self._bounded = bounds.claimed(engine, self._claim)
-        self._writer = self._bounded.execution_options(**engines.WRITER)
+        self._limits = limits
+        self._again = again
         self._closed = False
+        self._begin(engine)
+
+    def _begin(self, engine: Engine) -> None:
+        engine.hide_parameters = True  # the error of a failed INSERT would show the URLs of a cell
+        self._engine = self._bounded = engine
+        self._bounds: Bounds | None = None
+        self._claim: _Claim | None = None
+        if self._limits is not None:
+            self._bounds = Bounds(self._engine, self._limits)
+            self.breaker = ProbedBreaker("the API database", self._bounds.probe, self._limits.probe_interval)
+            self._claim = _Claim(self.breaker, self._limits.patience)
+            self._bounded = self._bounds.claimed(self._engine, self._claim)
+        self._writer = self._bounded.execution_options(**engines.WRITER)
+
+    def begin_anew(self) -> None:
+        """Begin without a connection, in a child process."""
+        if self._again is not None:
+            if self._bounds is not None:
+                self._bounds.disown()
+            forks.park(self._engine)
+            self._begin(self._again())
 
     @property
     def engine(self) -> Engine:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fork -> a child that begins anew, and a parent whose connections nobody touches.
+
+A child inherits copies of all connections, and of locks that other threads of its parent held. It uses none of them:
+who has any begins anew, and what was inherited is parked, that is kept for ever, since a driver's or a library's object
+that is freed says goodbye to the server, on the connection that is its parent's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import weakref
+from typing import Any, Protocol
+
+
+class Heir(Protocol):
+    """Somebody who has connections, or locks."""
+
+    def begin_anew(self) -> None:
+        """Leave alone what was inherited, and begin as if nothing had been used yet."""
+
+
+_HEIRS: weakref.WeakSet[Heir] = weakref.WeakSet()
+"""A fork concerns the whole process: this is the one list that the filters of a process share."""
+
+
+def follow(heir: Heir) -> None:
+    """Have this one begin anew in each child of this process, as long as it lives."""
+    _HEIRS.add(heir)
+
+
+def park(inherited: Any) -> None:
+    """Keep this for ever, beyond the end of the interpreter."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+
+def defuse(connection: Any) -> None:
+    """Put a dead socket into the place of this connection's own.
+
+    Whoever still has a session on it, as a handler that forks in the middle of a transaction, would roll back what its
+    parent is about to commit.
+    """
+    try:
+        # PyMySQL keeps its socket to itself
+        descriptor = (getattr(connection, "fileno", None) or connection._sock.fileno)()
+    except Exception:  # noqa: BLE001 - it is closed, or its driver shows no socket
+        return
+    dead, other = socket.socketpair()
+    with dead, other:
+        other.close()
+        os.dup2(dead.fileno(), descriptor, inheritable=False)
+
+
+def _begin_anew() -> None:
+    for heir in tuple(_HEIRS):
+        heir.begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
