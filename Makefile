@@ -17,6 +17,7 @@ help:
 	@echo "make demo                run the demo: two cells, real HTTP requests, a table of what went where"
 	@echo "make serve               leave the demo running, for curl"
 	@echo "make test                run the tests, with servers of their own where none answers; skip what is not installed"
+	@echo "make test-faults         run the tests in which servers of their own are killed, frozen and replaced, under load"
 	@echo "make test-nova           run the tests in a real Nova, on SQLite and then on the servers, in an environment of its own"
 	@echo "make check               run all that a change has to pass besides the tests and the demo:"
 	@echo "  make lint                ruff: mistakes, form, and the licence on top of each file"
@@ -30,6 +31,7 @@ help:
 	@echo "make sample              write etc/cellmw/cellmw.conf.sample anew, from the options of the code"
 	@echo "make releasenotes        print the release notes"
 	@echo "make bench               measure what a request costs"
+	@echo "make bench-faults        measure what a server that is taken away costs, before and in the fault"
 	@echo "make bench-nova          measure it beside what Nova does without the filter"
 	@echo "make oracle              route a million requests, each answer checked; takes most of an hour"
 	@echo "make clean               remove the environment and everything that was built"
@@ -40,7 +42,7 @@ $(STAMP): $(REQUIREMENTS)
 		{ echo "$(PYTHON) is older than Python 3.11: try make PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
-	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,test,check,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,cache,test,check,docs]'
 	@touch $@
 
 # On servers: make demo API_DB=URL CELL1_DB=URL CELL1_MQ=URL, and CELL0_DB, CELL2_DB, CELL2_MQ; make serve likewise.
@@ -55,7 +57,11 @@ serve: $(STAMP)
 
 .PHONY: test
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore tests/nova
+	$(BIN)/python -m pytest tests --ignore tests/nova --ignore tests/faults
+
+.PHONY: test-faults
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest tests/faults
 
 # Nova brings its own versions of much that cellmw uses.
 $(NOVA_STAMP): $(REQUIREMENTS)
@@ -118,6 +124,10 @@ docs: $(STAMP)
 .PHONY: bench
 bench: $(STAMP)
 	$(BIN)/python -m bench.request
+
+.PHONY: bench-faults
+bench-faults: $(STAMP)
+	$(BIN)/python -m bench.faults
 
 .PHONY: bench-nova
 bench-nova: $(NOVA_STAMP)

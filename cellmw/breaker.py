@@ -99,27 +99,32 @@ class ProbedBreaker:
     def failed(self, cause: str) -> None:
         """Open it: it certainly does not answer."""
         with self._lock:
-            if self.is_open or self._ended.is_set():
+            if self._ended.is_set():
                 return
-            self.cause = cause
-            self.is_open = True
-            if self.changed is not None:
-                self.changed()
-        LOG.warning("%s does not answer, what needs it is refused until it does: %s", self._what, cause)
+            was_open, self.is_open = self.is_open, True
+            if not was_open:
+                self.cause = cause
+                if self.changed is not None:
+                    self.changed()
+        if not was_open:
+            LOG.warning("%s does not answer, what needs it is refused until it does: %s", self._what, cause)
         self._start(_FIRST_PAUSE * self._interval)
 
     def succeeded(self) -> None:
         """Close it: it certainly answers."""
         with self._lock:
-            was_open, self.is_open, self.cause = self.is_open, False, ""
-            if was_open and self.changed is not None:
-                self.changed()
-        if was_open:
-            LOG.info("%s answers again", self._what)
+            was_open = self._close()
+        self._log_back(was_open)
 
     def suspect(self) -> None:
         """Have somebody look: something took long, or failed for a reason that can be another."""
         self._start(0.0)
+
+    def refuses(self) -> bool:
+        """Tell whether it is open, and see to it that somebody looks, where no thread could be started for that."""
+        if self.is_open and not self._probing:
+            self._start(_FIRST_PAUSE * self._interval)
+        return self.is_open
 
     def close(self) -> None:
         """End: nothing is probed any more."""
@@ -129,10 +134,10 @@ class ProbedBreaker:
         with self._lock:
             if self._probing or self._ended.is_set():
                 return
-            self._probing = True
             thread = threading.Thread(target=self._find_out, args=(pause,), name="cellmw-probe", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the interpreter is near its end
+            with contextlib.suppress(RuntimeError):  # there are too many, or the interpreter is near its end
                 thread.start()
+                self._probing = True
 
     def _find_out(self, pause: float) -> None:
         longest = _FIRST_PAUSE * self._interval
@@ -142,12 +147,24 @@ class ProbedBreaker:
             except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
                 self.failed(f"{type(error).__name__} in a probe")
             else:
-                self.succeeded()
                 with self._lock:
+                    # in one step: who fails after that finds nobody who probes, and starts somebody
+                    was_open = self._close()
                     self._probing = False
+                self._log_back(was_open)
                 return
             pause = longest * random.uniform(1 - _JITTER, 1)  # noqa: S311 - guards no secret
             longest = min(2 * longest, self._interval)
+
+    def _close(self) -> bool:
+        was_open, self.is_open, self.cause = self.is_open, False, ""
+        if was_open and self.changed is not None:
+            self.changed()
+        return was_open
+
+    def _log_back(self, was_open: bool) -> None:
+        if was_open:
+            LOG.info("%s answers again", self._what)
 
     def __repr__(self) -> str:
         return f"<ProbedBreaker {self._what}: {'open' if self.is_open else 'closed'}>"

@@ -124,8 +124,10 @@ class CellDatabase:
 
 def _source(url: str, options: Mapping[str, Any], limits: Limits, what: str) -> Source:
     size = min(options.get("max_pool_size") or _POOL_SIZE, limits.max_connections)
+    rest = limits.max_connections - size
     overflow = options.get("max_overflow")
-    overflow = limits.max_connections - size if overflow is None else min(overflow, limits.max_connections - size)
+    if overflow is None or not 0 <= overflow <= rest:
+        overflow = rest
     engine = make_engine(url, {**options, "max_pool_size": size, "max_overflow": overflow}, pre_ping=True)
     bounds = Bounds(engine, limits)
     return Source(engine, bounds, ProbedBreaker(what, bounds.probe, limits.probe_interval))

@@ -41,6 +41,9 @@ _MAX_STUCK = 4
 _GRACE = 0.1
 """Seconds that the library gets to end by itself what ends at the deadline, before its thread is left."""
 
+_DOUBT_INTERVAL = 10.0
+"""Seconds between two looks at the broker whose only reason is that a reply takes long."""
+
 _SHORTEST = 0.001
 """A timeout of nothing would be "don't wait" to a socket."""
 
@@ -107,6 +110,7 @@ class CellQueue:
         self._ask = probe
         self._probe_interval = limits.probe_interval
         self._no_probe_before = 0.0
+        self._no_doubt_before = 0.0
         self._closed = False
         driver = transport._driver
         self._door: _Door | None = None
@@ -224,7 +228,7 @@ class CellQueue:
                 passage.deadline + _GRACE,
                 self.stuck,
                 "the queue",
-                slow=None if self._door is None else self.breaker.suspect,
+                slow=None if self._door is None else partial(self._doubt, passage),
             )
         except DeadlineExceeded:
             raise self._left_at(passage.leave(), passage) from None
@@ -246,10 +250,20 @@ class CellQueue:
                 raise self._unavailable("it was closed") from None
             raise
 
+    def _doubt(self, passage: _Passage) -> None:
+        """Have somebody look: something takes long."""
+        if passage.stage is _Stage.GIVEN_BACK:
+            # with a server that takes its time nothing is wrong, and each look is a line in the broker's log
+            now = monotonic()
+            if now < self._no_doubt_before:
+                return
+            self._no_doubt_before = now + _DOUBT_INTERVAL
+        self.breaker.suspect()
+
     def _admit(self, deadline: Deadline) -> None:
         if self._closed:
             raise self._unavailable("it was closed")
-        if self.breaker.is_open:
+        if self.breaker.refuses():
             raise self._unavailable(self.breaker.cause)
         if len(self.stuck) > _MAX_STUCK:
             raise self._unavailable(f"{len(self.stuck)} threads are stuck in it")

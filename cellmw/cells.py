@@ -166,6 +166,7 @@ class Cells:
             atexit.unregister(self._at_exit)
         self._upkeep.close()
         self._pool.close()
+        self.mappings.close()
         self._store.close()
 
     def begin_anew(self) -> None:
@@ -187,7 +188,7 @@ class Cells:
     def _admit(self, handles: Handles) -> None:
         if len(handles.leases) > self._max_leases:
             raise CellBusy(handles.cell, self._max_leases)
-        if "database" in handles.down and self._refuses_down:
+        if self._refuses_down and handles.database.breaker.refuses():
             raise CellUnavailable(handles.cell, "database", handles.database.breaker.cause)
 
     def _keep_up(self) -> None:

@@ -164,6 +164,38 @@ How many mappings one worker process remembers, at about 500 bytes each; the one
 where more instances than this are in use at a time, which shows as a steady rate of look-ups in the API database.
 """,
     ),
+    cfg.BoolOpt(
+        "shared_cache",
+        default=False,
+        help="""
+Whether workers share the mappings that they have looked up, in the memcached or Redis that the options of oslo.cache in
+the group ``[cache]`` name; ``cellmw[cache]`` has to be installed. Set it to true where many workers ask the API
+database for the same instances, or where a worker that starts while it is down has to know them.
+""",
+    ),
+    cfg.StrOpt(
+        "shared_cache_protection",
+        default="sign",
+        choices=[
+            ("sign", "entries are signed: who can write to the cache can't make any"),
+            ("encrypt", "entries are encrypted and signed: who can read the cache learns nothing from them either"),
+            ("none", "entries are believed as they are"),
+        ],
+        help="""
+How the entries of the shared cache are protected. An entry that is not signed or encrypted with
+``shared_cache_secret``, or was made for another instance, counts as missing. Set it to ``none`` only where nobody but
+the workers can write to the cache: whoever can decides which cell a request goes to, and for which project.
+""",
+    ),
+    cfg.StrOpt(
+        "shared_cache_secret",
+        secret=True,
+        help="""
+The secret that the entries of the shared cache are signed or encrypted with: 32 or more random characters, the same
+for all workers. Deployments with different secrets can use one cache without believing each other. To change it, change
+it everywhere: workers with the old and with the new one replace each other's entries until then.
+""",
+    ),
     cfg.FloatOpt(
         "refresh_interval",
         default=10.0,
@@ -364,6 +396,9 @@ class Settings:
     mapping_ttl: float
     stale_ttl: float
     mapping_cache_size: int
+    shared_cache: bool
+    shared_cache_protection: str
+    shared_cache_secret: str | None = field(repr=False)
     refresh_interval: float
     max_open_cells: int
     idle_timeout: float

@@ -14,6 +14,7 @@ from cellmw.handles import Handles
 from cellmw.limits import Limits
 from cellmw.mapping import Mappings
 from cellmw.pool import Pool
+from cellmw.shared_cache import open_shared
 from cellmw.store import Store
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from cellmw.cell import Cell
+    from cellmw.shared_cache import SharedMappings
 
 
 def store(conf: cfg.ConfigOpts, limits: Limits | None = None) -> Store:
@@ -76,6 +78,21 @@ def open_handles(cell: Cell, conf: cfg.ConfigOpts, limits: Limits) -> Handles:
     )
 
 
+def shared_mappings(conf: cfg.ConfigOpts, chosen: options.Settings) -> SharedMappings | None:
+    """Make the shared cache where ``[cellmw] shared_cache`` says so; nothing is connected to yet.
+
+    :raises ConfigError: if ``[cache]`` describes none that can be shared, or something is not set or not installed
+    """
+    if not chosen.shared_cache:
+        return None
+    return open_shared(
+        conf,
+        protection=chosen.shared_cache_protection,
+        secret=chosen.shared_cache_secret,
+        lifetime=chosen.mapping_ttl + chosen.stale_ttl,
+    )
+
+
 def cells(
     conf: cfg.ConfigOpts,
     chosen: options.Settings | None = None,
@@ -95,7 +112,13 @@ def cells(
     records = api_database(conf, bounds)
     return Cells(
         records,
-        Mappings(records, ttl=chosen.mapping_ttl, size=chosen.mapping_cache_size, stale_ttl=chosen.stale_ttl),
+        Mappings(
+            records,
+            ttl=chosen.mapping_ttl,
+            size=chosen.mapping_cache_size,
+            stale_ttl=chosen.stale_ttl,
+            shared=shared_mappings(conf, chosen),
+        ),
         Pool(
             lambda cell: opener(cell, conf, bounds),
             max_open_cells=chosen.max_open_cells,

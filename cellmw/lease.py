@@ -358,7 +358,7 @@ class _DatabaseClaim:
     def check(self) -> None:
         """Raise what there is to raise where a connection may not be taken."""
         self._lease.handles  # noqa: B018 - raises when the lease is closed
-        if self._breaker.is_open:
+        if self._breaker.refuses():
             raise CellUnavailable(self._lease.cell, "database", self._breaker.cause)
 
     def slow(self) -> None:

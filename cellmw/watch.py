@@ -98,8 +98,9 @@ class Watch:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="cellmw-watch", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="cellmw-watch", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         while True:

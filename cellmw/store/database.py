@@ -126,7 +126,7 @@ class Database:
 
         :raises StoreUnavailable: unless it is worth a try
         """
-        if self.breaker is not None and self.breaker.is_open:
+        if self.breaker is not None and self.breaker.refuses():
             raise StoreUnavailable(_NO_ANSWER)
 
     def _read(self, work: Callable[[Connection], Result], deadline: Deadline | None = None) -> Result:

@@ -125,6 +125,11 @@ class Broker:
         self._command = command
         self._environment = environment
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._address.port or 5672
+
     @contextmanager
     def vhost(self) -> Iterator[str]:
         """A fresh vhost, as a transport URL; its connections are closed with it."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Self
@@ -57,10 +59,20 @@ def program(name: str, package: str, *folders: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 at which nothing listens."""
+    """Return ports of 127.0.0.1 at which nothing listens.
+
+    They are none of those that the kernel gives to whoever connects to something: one of these could be taken, be it by
+    a client that looks for the server there, while the server is down.
+    """
+    kernels = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listening.getsockname()[1] for listening in sockets]
+        while len(ports) < count:
+            port = random.randrange(10_000, kernels)
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+    return ports
 
 
 class Home:
@@ -135,14 +147,15 @@ class Home:
         end: signal.Signals = signal.SIGKILL,
         answers: Callable[[], object],
         unless: tuple[type[Exception], ...],
-    ) -> None:
+    ) -> Process:
         """Start a process, and wait until it answers.
 
         :param end: what it is ended by
         :param answers: looks whether it does, and raises one of ``unless`` if it does not
         """
-        try:
-            process = subprocess.Popen(
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
                 self.command(*command, at_death=end),
                 cwd=self.path,
                 env=environment,
@@ -152,10 +165,14 @@ class Home:
                 # Ctrl-C is for the tests, which then still have databases to drop
                 start_new_session=True,
             )
+
+        try:
+            process = Process(start, end, lambda started: self._wait(started, answers, unless))
         except OSError as error:
             raise self._not_started(error) from error
-        self._exits.callback(_end, process, end)
-        self._wait(process, answers, unless)
+        self._exits.callback(process.end)
+        process.wait_until_it_answers()
+        return process
 
     def _wait(
         self, process: subprocess.Popen[bytes], answers: Callable[[], object], unless: tuple[type[Exception], ...]
@@ -181,10 +198,98 @@ class Home:
         return ServerMissing("\n  ".join([f"a private {self._what} did not start: {reason}", *log]))
 
 
-def _end(process: subprocess.Popen[bytes], by: signal.Signals) -> None:
-    process.send_signal(by)
-    try:
-        process.wait(STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+class Process:
+    """A process of a private server, with its children, which can be taken away and given back. Lives as its home."""
+
+    def __init__(
+        self,
+        start: Callable[[], subprocess.Popen[bytes]],
+        end: signal.Signals,
+        wait: Callable[[subprocess.Popen[bytes]], None],
+    ) -> None:
+        """Start it.
+
+        :param end: what it is ended by
+        :param wait: returns when it answers
+        """
+        self._start = start
+        self._end = end
+        self._wait = wait
+        self._process = start()
+
+    def wait_until_it_answers(self) -> None:
+        """Return when it answers.
+
+        :raises ServerMissing: if it does not
+        """
+        self._wait(self._process)
+
+    def kill(self) -> None:
+        """Kill it with its children, at one blow, and wait until nothing is left of them."""
+        with ExitStack() as stack:
+            family = {process: os.pidfd_open(process) for process in self._freeze()}
+            for process, descriptor in family.items():
+                stack.callback(os.close, descriptor)
+                os.kill(process, signal.SIGKILL)
+            for process, descriptor in family.items():
+                if not select.select([descriptor], [], [], STOP_TIMEOUT)[0]:
+                    raise TimeoutError(f"process {process} was killed and is still there")
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Start it again after it was killed, with what it had, and wait until it answers.
+
+        The thread that calls this has to live on: the kernel ends the process with it.
+
+        :raises ServerMissing: if it does not answer
+        """
+        self._process = self._start()
+        self.wait_until_it_answers()
+
+    def freeze(self) -> None:
+        """Have the process and its children do nothing any more; the kernel goes on taking what is sent to them."""
+        self._freeze()
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        _send(signal.SIGCONT, _family(self._process.pid))
+
+    def _freeze(self) -> list[int]:
+        family: list[int] = []
+        # what is frozen has no more children, but one may have had another one just before
+        while (found := _family(self._process.pid)) != family:
+            family = found
+            _send(signal.SIGSTOP, family)
+        return family
+
+    def end(self) -> None:
+        """End it, for good."""
+        if self._process.poll() is None:
+            self.thaw()  # what is frozen can be killed, and nothing else
+            self._process.send_signal(self._end)
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _send(what: signal.Signals, processes: list[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(process, what)
+
+
+def _family(process: int) -> list[int]:
+    """Return the process and all that descend from it and have not ended, the oldest generation first."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            # the name, in brackets, may have spaces and brackets in it
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(stat.parent.name))
+    family = [process]
+    for member in family:
+        family += sorted(children.get(member, []))
+    return family

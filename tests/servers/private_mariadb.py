@@ -10,7 +10,7 @@ import sqlalchemy
 from sqlalchemy import exc
 
 from tests.servers.addresses import MARIADB, answer
-from tests.servers.private import Home, free_ports, program
+from tests.servers.private import Home, Process, free_ports, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,13 @@ FOLDERS = ("usr/libexec", "usr/sbin")
 @contextmanager
 def started() -> Iterator[sqlalchemy.URL]:
     """The address of a server that is gone when the block ends."""
+    with started_with_process() as (url, _):
+        yield url
+
+
+@contextmanager
+def started_with_process() -> Iterator[tuple[sqlalchemy.URL, Process]]:
+    """The address of such a server, and its process."""
     install, mariadbd = (program(name, "mariadb", *FOLDERS) for name in ("mariadb-install-db", "mariadbd"))
     (port,) = free_ports(1)
     url = sqlalchemy.make_url(MARIADB).set(port=port)
@@ -30,11 +37,11 @@ def started() -> Iterator[sqlalchemy.URL]:
         small = "--innodb-log-file-size=8M"
         # no defaults: what this machine's own server is told is none of ours
         home.run(install, "--no-defaults", data, small, "--auth-root-authentication-method=normal", "--skip-test-db")
-        home.start(
+        process = home.start(
             *(mariadbd, "--no-defaults", data, small, "--bind-address=127.0.0.1", f"--port={port}"),
             *(f"--socket={home.path}/socket", f"--pid-file={home.path}/pid", "--skip-name-resolve"),
             *("--innodb-flush-log-at-trx-commit=0", "--skip-innodb-doublewrite"),
             answers=lambda: answer(url),
             unless=(exc.DBAPIError,),
         )
-        yield url
+        yield url, process

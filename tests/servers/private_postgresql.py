@@ -11,7 +11,7 @@ import sqlalchemy
 from sqlalchemy import exc
 
 from tests.servers.addresses import POSTGRESQL, answer
-from tests.servers.private import Home, free_ports, program
+from tests.servers.private import Home, Process, free_ports, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,13 @@ FOLDERS = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin")
 @contextmanager
 def started() -> Iterator[sqlalchemy.URL]:
     """The address of a server that is gone when the block ends."""
+    with started_with_process() as (url, _):
+        yield url
+
+
+@contextmanager
+def started_with_process() -> Iterator[tuple[sqlalchemy.URL, Process]]:
+    """The address of such a server, and its process."""
     initdb, postgres = (program(name, "postgresql", *FOLDERS) for name in ("initdb", "postgres"))
     (port,) = free_ports(1)
     url = sqlalchemy.make_url(POSTGRESQL).set(port=port)
@@ -31,7 +38,7 @@ def started() -> Iterator[sqlalchemy.URL]:
         how = ["--auth=trust", f"--username={url.username}", "--encoding=UTF8", "--locale=C", "--no-sync"]
         home.run(initdb, "--pgdata", data, *how)
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
-        home.start(
+        process = home.start(
             *(postgres, "-D", data, "-p", str(port)),
             *(f"--{name}={value}" for name, value in settings.items()),
             # ends at once and, other than by SIGKILL, together with its children and its shared memory
@@ -39,4 +46,4 @@ def started() -> Iterator[sqlalchemy.URL]:
             answers=lambda: answer(url),
             unless=(exc.DBAPIError,),
         )
-        yield url
+        yield url, process

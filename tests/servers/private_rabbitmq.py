@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import amqp
 
 from tests.servers.addresses import CONNECT_TIMEOUT, Broker
-from tests.servers.private import Home, free_ports, program
+from tests.servers.private import Home, Process, free_ports, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,13 @@ SCRIPTS = "usr/lib/rabbitmq/bin"
 @contextmanager
 def started() -> Iterator[Broker]:
     """A node that is gone when the block ends."""
+    with started_with_process() as (broker, _):
+        yield broker
+
+
+@contextmanager
+def started_with_process() -> Iterator[tuple[Broker, Process]]:
+    """Such a node, and its process."""
     server, rabbitmqctl = (program(name, "rabbitmq", SCRIPTS) for name in ("rabbitmq-server", "rabbitmqctl"))
     epmd = program("epmd", "rabbitmq", "usr/lib*/erlang/erts-*/bin")
     port, node_port, epmd_port = free_ports(3)
@@ -37,9 +44,11 @@ def started() -> Iterator[Broker]:
             answers=lambda: socket.create_connection(("127.0.0.1", epmd_port)).close(),
             unless=(OSError,),
         )
-        home.start(server, environment=environment, answers=lambda: _answer(port), unless=(OSError, amqp.AMQPError))
+        process = home.start(
+            server, environment=environment, answers=lambda: _answer(port), unless=(OSError, amqp.AMQPError)
+        )
         address = urlsplit(f"rabbit://guest:guest@127.0.0.1:{port}/")
-        yield Broker(address, home.command(rabbitmqctl), environment)
+        yield Broker(address, home.command(rabbitmqctl), environment), process
 
 
 def _answer(port: int) -> None:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import hmac
+import math
 
 import pytest
 
 from cellmw.exceptions import ConfigError, HeaderMalformed, HeaderNotSigned
-from cellmw.headers import InstanceHeader
+from cellmw.headers import DeadlineHeader, InstanceHeader
 
 UUID = "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9"
 SECRET = "shared by the proxy and the API"
@@ -97,3 +98,30 @@ def test_no_one_project(header: InstanceHeader, value: str | None) -> None:
     """A project header that is missing, or there twice, is refused."""
     with pytest.raises(HeaderMalformed):
         header.project_id({} if value is None else environ(x_tenant_id=value))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("5", 5.0), ("0.25", 0.25), ("0", 0.0), ("3.", 3.0), ("999999999", 999999999.0)]
+)
+def test_deadline(value: str, seconds: float) -> None:
+    """A header with seconds says in how many the client gives up."""
+    assert DeadlineHeader("X-Deadline").seconds(environ(x_deadline=value)) == seconds
+
+
+def test_no_deadline() -> None:
+    """A client that sends no such header never gives up."""
+    assert DeadlineHeader("X-Deadline").seconds(environ(x_other="1")) == math.inf
+
+
+@pytest.mark.parametrize("value", ["", "-1", "+1", "1,2", "1e3", "nan", "inf", " 1", "1 ", ".5", "٣", "1" * 10, "1\n"])
+def test_malformed_deadline(value: str) -> None:
+    """What is no plain number of seconds, or is there twice, is refused; the error names the header."""
+    with pytest.raises(HeaderMalformed, match="header X-Deadline "):
+        DeadlineHeader("X-Deadline").seconds(environ(x_deadline=value))
+
+
+@pytest.mark.parametrize("name", ["", "X Deadline", "X_Deadline"])
+def test_deadline_without_a_name(name: str) -> None:
+    """A name that no header can have is refused; the message names the option."""
+    with pytest.raises(ConfigError, match=r"deadline_header: .*no name of a header"):
+        DeadlineHeader(name)

@@ -7,10 +7,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from oslo_cache import core as oslo_cache
 
-from cellmw import breaker, mapping
-from cellmw.breaker import RETRY_INTERVAL
-from cellmw.deadline import after
+from cellmw import breaker, deadline, mapping, shared_cache
+from cellmw.deadline import Deadline, after
 from cellmw.engines import make_engine
 from cellmw.exceptions import (
     DeadlineExceeded,
@@ -19,6 +19,7 @@ from cellmw.exceptions import (
     StoreUnavailable,
 )
 from cellmw.mapping import Mappings
+from cellmw.shared_cache import CLOCK_SKEW, Connection, Entry, SharedMappings, Signed
 from cellmw.store import InstanceMapping, Store
 
 if TYPE_CHECKING:
@@ -34,22 +35,37 @@ PATIENCE = 20
 
 
 class RecordingStore(Store):
-    """The store, on the same database. Records the look-ups; one can be held up between the answer and the caller."""
+    """The store, on the same database. Records the look-ups; one can be held up between the answer and the caller.
+
+    It can be down, which is known from the first look-up on.
+    """
 
     def __init__(self, store: Store) -> None:
         super().__init__(store.engine)
         self.lookups: list[str] = []
+        self.deadlines: list[Deadline | None] = []
         self.answered = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
-        self.is_down = False
+        self.is_down = self.is_known_to_be_down = False
+        self.is_late = False
 
-    def find_instance(self, uuid: str) -> InstanceMapping | None:
-        self.lookups.append(uuid)
-        if self.is_down:
-            self.breaker.failed()
+    def check(self) -> None:
+        if self.is_known_to_be_down:
             raise StoreUnavailable("down")
-        row = super().find_instance(uuid)
+
+    def come_up(self) -> None:
+        self.is_down = self.is_known_to_be_down = self.is_late = False
+
+    def find_instance(self, uuid: str, deadline: Deadline | None = None) -> InstanceMapping | None:
+        self.lookups.append(uuid)
+        self.deadlines.append(deadline)
+        if self.is_late:
+            raise DeadlineExceeded("the API database")
+        if self.is_down:
+            self.is_known_to_be_down = True
+            raise StoreUnavailable("down")
+        row = super().find_instance(uuid, deadline)
         self.answered.set()
         assert self.go_on.wait(PATIENCE)
         return row
@@ -72,9 +88,40 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the mappings."""
     clock = Clock()
-    monkeypatch.setattr(mapping, "monotonic", clock)
-    monkeypatch.setattr(breaker, "monotonic", clock)
+    for module in (mapping, breaker, shared_cache, deadline):
+        monkeypatch.setattr(module, "monotonic", clock)
+    for module in (mapping, shared_cache):
+        monkeypatch.setattr(module, "time", clock)
     return clock
+
+
+class Cache:
+    """A cache in memory that workers share, which can be taken away."""
+
+    def __init__(self) -> None:
+        region = oslo_cache.create_region()
+        region.configure("dogpile.cache.memory")
+        self._backend = region.backend
+        self.asked = 0
+        self.is_down = False
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked += 1
+        if self.is_down:
+            raise OSError
+        return getattr(self._backend, name)
+
+
+@pytest.fixture
+def cache() -> Cache:
+    """The cache of all workers of a test."""
+    return Cache()
+
+
+@pytest.fixture
+def shared(cache: Cache) -> SharedMappings:
+    """The way of a worker to it."""
+    return SharedMappings(lambda: Connection(cache), Signed("our secret"), timeout=1.0)
 
 
 @pytest.fixture
@@ -155,17 +202,18 @@ def test_age(mappings: Mappings, store: Store, cell1: Cell, clock: Clock) -> Non
     assert mappings.find(UUID).age == 12.5
 
 
-def test_slow_answer_is_not_new(store: Store, cell1: Cell, clock: Clock) -> None:
-    """The TTL begins when the API database is asked, so that a slow answer is not trusted for longer."""
+def test_slow_answer_is_not_new(store: Store, cell1: Cell, clock: Clock, shared: SharedMappings) -> None:
+    """The TTL begins when the API database is asked, so that a slow answer is trusted no longer, by others either."""
 
     class SlowStore(RecordingStore):
-        def find_instance(self, uuid: str) -> InstanceMapping | None:
-            row = super().find_instance(uuid)
+        def find_instance(self, uuid: str, deadline: Deadline | None = None) -> InstanceMapping | None:
+            row = super().find_instance(uuid, deadline)
             clock.advance(30)
             return row
 
     store.create_instance(UUID, project_id="project", cell_id=cell1.id)
-    assert Mappings(SlowStore(store), ttl=TTL, size=3).find(UUID).age == 30
+    for _ in range(2):
+        assert Mappings(SlowStore(store), ttl=TTL, size=3, shared=shared).find(UUID).age == 30
 
 
 @pytest.mark.parametrize("ttl", [TTL, 0.5])
@@ -447,28 +495,22 @@ def test_stale_is_logged(mappings: Mappings, clock: Clock, caplog: pytest.LogCap
 
 
 @pytest.mark.usefixtures("down")
-def test_asked_once_in_a_while(mappings: Mappings, clock: Clock, lookups: list[str]) -> None:
-    """An API database that is down is asked once in each interval, by whoever comes then, and by nobody else."""
+def test_not_asked_while_down(mappings: Mappings, lookups: list[str]) -> None:
+    """An API database that is known to be down is asked by nobody, whether there is something to go by or not."""
     lookups.clear()
     for _ in range(3):
         mappings.find(UUID)
         with pytest.raises(StoreUnavailable):
             mappings.find(OTHER)
     assert lookups == [UUID]
-    clock.advance(RETRY_INTERVAL)
-    with pytest.raises(StoreUnavailable):
-        mappings.find(OTHER)
-    mappings.find(UUID)
-    assert lookups == [UUID, OTHER]
 
 
 @pytest.mark.usefixtures("down")
-def test_up_again(mappings: Mappings, recording_store: RecordingStore, clock: Clock, cell2: Cell) -> None:
-    """When it is up again, the next who may ask it brings everybody back to what is true."""
+def test_up_again(mappings: Mappings, recording_store: RecordingStore, cell2: Cell) -> None:
+    """When it is up again, the next request brings everybody back to what is true."""
     mappings.find(UUID)
-    recording_store.is_down = False
+    recording_store.come_up()
     recording_store.update_instance(UUID, cell_id=cell2.id)
-    clock.advance(RETRY_INTERVAL)
     assert mappings.find(UUID).cell_id == cell2.id
     assert not mappings.find(OTHER).exists
 
@@ -505,3 +547,304 @@ def test_nobody_waits_who_knows(mappings: Mappings, recording_store: RecordingSt
     assert mappings.find(UUID).age == TTL
     recording_store.go_on.set()
     thread.join(PATIENCE)
+
+
+@pytest.mark.usefixtures("down")
+def test_late_is_stale_too(
+    mappings: Mappings, recording_store: RecordingStore, cell1: Cell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An API database that does not answer in time is like one that is down: what is known is used, and that logged."""
+    recording_store.is_down, recording_store.is_late = False, True
+    assert mappings.find(UUID).cell_id == cell1.id
+    assert "the API database does not answer" in caplog.text
+    with pytest.raises(DeadlineExceeded, match="the API database"):
+        mappings.find(OTHER)
+
+
+def test_deadline_of_the_store(mappings: Mappings, recording_store: RecordingStore, clock: Clock, cell1: Cell) -> None:
+    """The API database has until the caller's deadline, and a second at most where there is something to go by."""
+    recording_store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+    for time_left, time_given in [(60, 60), (60, 1), (0.5, 0.5)]:
+        mappings.find(UUID, clock() + time_left)
+        assert recording_store.deadlines[-1] == clock() + time_given
+        clock.advance(TTL)
+    mappings.find(UUID)
+    assert recording_store.deadlines[-1] == clock() + 1
+    mappings.find(OTHER)
+    assert recording_store.deadlines[-1] is None
+
+
+@pytest.fixture
+def new_worker(recording_store: RecordingStore, cache: Cache, clock: Clock) -> Callable[[], Mappings]:
+    """Make the mappings of one more worker, on this host or another."""
+
+    def new() -> Mappings:
+        shared = SharedMappings(lambda: Connection(cache), Signed("our secret"), timeout=1.0)
+        return Mappings(recording_store, ttl=TTL, size=3, stale_ttl=STALE_TTL, shared=shared)
+
+    return new
+
+
+@pytest.fixture
+def mapped(recording_store: RecordingStore, cell1: Cell) -> None:
+    """The instance is in cell1."""
+    recording_store.create_instance(UUID, project_id="project", cell_id=cell1.id)
+
+
+@pytest.mark.usefixtures("mapped")
+def test_shared(new_worker: Callable[[], Mappings], recording_store: RecordingStore, clock: Clock) -> None:
+    """What one worker has looked up the others know, and that for no longer than a TTL after it was looked up."""
+    recording_store.update_instance(UUID, queued_for_delete=True)
+    first = new_worker().find(UUID)
+    clock.advance(TTL - 10)
+    other = new_worker()
+    found = other.find(UUID)
+    for field in ("cell_id", "project_id", "queued_for_delete", "exists"):
+        assert getattr(found, field) == getattr(first, field)
+    assert found.age == TTL - 10
+    clock.advance(9.9)
+    assert other.find(UUID) is found
+    assert recording_store.lookups == [UUID]
+    clock.advance(0.1)
+    assert other.find(UUID).age == 0
+    assert recording_store.lookups == [UUID, UUID]
+
+
+@pytest.mark.usefixtures("mapped")
+def test_hit_asks_nobody(new_worker: Callable[[], Mappings], cache: Cache) -> None:
+    """A mapping that the worker knows itself is looked for nowhere else."""
+    worker = new_worker()
+    worker.find(UUID)
+    cache.asked = 0
+    worker.find(UUID)
+    assert cache.asked == 0
+
+
+def test_no_news_is_not_shared(
+    new_worker: Callable[[], Mappings], recording_store: RecordingStore, cache: Cache
+) -> None:
+    """That there is no mapping, or none with a cell, is not shared."""
+    recording_store.create_instance(UUID, project_id="project")
+    for _ in range(2):
+        worker = new_worker()
+        worker.find(UUID)
+        worker.find(OTHER)
+    assert recording_store.lookups == [UUID, OTHER] * 2
+    assert cache.asked == 4
+
+
+@pytest.mark.usefixtures("mapped")
+def test_shared_outlives_an_outage(
+    new_worker: Callable[[], Mappings],
+    recording_store: RecordingStore,
+    clock: Clock,
+    cell1: Cell,
+    cell2: Cell,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker that starts while the API database is down goes by what others knew, and says so, until it is up."""
+    new_worker().find(UUID)
+    clock.advance(TTL + STALE_TTL)
+    for trouble in ("is_down", "is_late"):
+        setattr(recording_store, trouble, True)
+        worker = new_worker()
+        found = worker.find(UUID)
+        assert (found.cell_id, found.age) == (cell1.id, TTL + STALE_TTL)
+        assert f"instance {UUID}, and others, go by what was known {TTL + STALE_TTL:.0f} seconds ago" in caplog.text
+        assert recording_store.deadlines[-1] == clock() + 1
+        assert worker.find(UUID).cell_id == cell1.id
+        recording_store.come_up()
+        caplog.clear()
+    recording_store.update_instance(UUID, cell_id=cell2.id)
+    assert worker.find(UUID).cell_id == cell2.id
+
+
+@pytest.mark.usefixtures("mapped")
+def test_shared_is_too_old(new_worker: Callable[[], Mappings], recording_store: RecordingStore, clock: Clock) -> None:
+    """That has an end, too."""
+    new_worker().find(UUID)
+    clock.advance(TTL + STALE_TTL + 1)
+    recording_store.is_down = True
+    with pytest.raises(StoreUnavailable):
+        new_worker().find(UUID)
+
+
+@pytest.mark.usefixtures("mapped")
+def test_the_newer_of_two(
+    new_worker: Callable[[], Mappings], recording_store: RecordingStore, cache: Cache, clock: Clock, cell2: Cell
+) -> None:
+    """While the API database is down a worker goes by what was heard last, by itself or by another."""
+    one, other, third = new_worker(), new_worker(), new_worker()
+    one.find(UUID)
+    clock.advance(TTL)
+    recording_store.update_instance(UUID, cell_id=cell2.id)
+    other.find(UUID)
+    clock.advance(TTL)
+    cache.is_down = True
+    third.find(UUID)
+    cache.is_down = False
+    clock.advance(TTL)
+    recording_store.is_down = True
+    for worker, age in ((one, 2 * TTL), (other, 2 * TTL), (third, TTL)):
+        found = worker.find(UUID)
+        assert (found.cell_id, found.age) == (cell2.id, age)
+
+
+@pytest.mark.parametrize("write", ["schedule", "queue_for_delete", "delete", "forget"])
+@pytest.mark.usefixtures("mapped")
+def test_written(new_worker: Callable[[], Mappings], clock: Clock, cell2: Cell, write: str) -> None:
+    """After a write the shared entry is gone, and everybody who does not know it himself looks the instance up."""
+    new_worker().find(UUID)
+    writer = new_worker()
+    writer.find(UUID)
+    clock.advance(1)
+    getattr(writer, write)(UUID, *([cell2] if write == "schedule" else []))
+    for worker in (new_worker(), writer):
+        found = worker.find(UUID)
+        assert found.age == 0
+        assert found.exists == (write != "delete")
+        assert found.queued_for_delete == (write == "queue_for_delete")
+        assert (found.cell_id == cell2.id) == (write == "schedule")
+
+
+@pytest.mark.usefixtures("mapped")
+def test_written_in_vain(
+    new_worker: Callable[[], Mappings], shared: SharedMappings, cache: Cache, clock: Clock, cell1: Cell, cell2: Cell
+) -> None:
+    """An entry that could not be deleted, or came late from a host with a fast clock, is nothing to the writer.
+
+    He replaces it as soon as he can.
+    """
+    writer = new_worker()
+    writer.find(UUID)
+    cache.is_down = True
+    writer.schedule(UUID, cell2)
+    cache.is_down = False
+    clock.advance(CLOCK_SKEW + 1)
+    assert writer.find(UUID).cell_id == cell2.id
+    assert new_worker().find(UUID).cell_id == cell2.id
+    writer.schedule(UUID, cell1)
+    shared.put(UUID, Entry(cell2.id, "project", False, clock() + CLOCK_SKEW))
+    clock.advance(CLOCK_SKEW + 1)
+    assert writer.find(UUID).cell_id == cell1.id
+    assert new_worker().find(UUID).cell_id == cell1.id
+
+
+@pytest.mark.usefixtures("mapped")
+def test_write_without_an_answer_is_shared(
+    store: Store, new_worker: Callable[[], Mappings], cell2: Cell, clock: Clock
+) -> None:
+    """A write that fails may have been done all the same, so others look the instance up after it."""
+    new_worker().find(UUID)
+    writer = new_worker()
+
+    def lose_the_answer(uuid: str, **values: Any) -> InstanceMapping:
+        store.update_instance(uuid, **values)
+        raise StoreUnavailable("the connection was lost during COMMIT")
+
+    writer._store.update_instance = lose_the_answer  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        writer.schedule(UUID, cell2)
+    assert new_worker().find(UUID).cell_id == cell2.id
+
+
+@pytest.mark.usefixtures("mapped")
+def test_distrust_of_what_is_shared(
+    new_worker: Callable[[], Mappings], recording_store: RecordingStore, cache: Cache, clock: Clock, cell2: Cell
+) -> None:
+    """After a 404 of the app the API database is asked, not the others, and they hear what it says."""
+    new_worker().find(UUID)
+    recording_store.update_instance(UUID, cell_id=cell2.id)  # by somebody who tells nobody
+    clock.advance(30)
+    worker = new_worker()
+    worker.distrust(worker.find(UUID))
+    cache.asked = 0
+    assert worker.find(UUID).cell_id == cell2.id
+    assert cache.asked == 1
+    assert new_worker().find(UUID).cell_id == cell2.id
+    assert recording_store.lookups == [UUID] * 2
+
+
+@pytest.mark.parametrize("doubtful", [True, False], ids=["distrusted", "expired"])
+@pytest.mark.usefixtures("mapped")
+def test_nothing_comes_back(
+    new_worker: Callable[[], Mappings], recording_store: RecordingStore, clock: Clock, doubtful: bool
+) -> None:
+    """A shared entry of an instance that has no cell any more is dropped by who hears of that."""
+    worker = new_worker()
+    found = worker.find(UUID)
+    if doubtful:
+        clock.advance(1)
+        worker.distrust(found)
+        recording_store.delete_instance(UUID)
+    else:
+        clock.advance(TTL)
+        recording_store.update_instance(UUID, cell_id=None)
+    assert worker.find(UUID).cell_id is None
+    recording_store.is_down = True
+    with pytest.raises(StoreUnavailable):
+        new_worker().find(UUID)
+
+
+@pytest.mark.usefixtures("mapped")
+def test_write_during_a_shared_load(
+    new_worker: Callable[[], Mappings], recording_store: RecordingStore, clock: Clock, cell1: Cell, cell2: Cell
+) -> None:
+    """A look-up that was answered before a write of the same worker, and comes back after it, is not left to others."""
+    worker = new_worker()
+    recording_store.go_on.clear()
+
+    def write() -> None:
+        assert recording_store.answered.wait(PATIENCE)
+        worker.schedule(UUID, cell2)
+        recording_store.go_on.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert worker.find(UUID).cell_id == cell1.id
+    thread.join(PATIENCE)
+    assert new_worker().find(UUID).cell_id == cell2.id
+
+
+@pytest.mark.usefixtures("mapped")
+def test_write_by_another_during_a_load(
+    new_worker: Callable[[], Mappings], recording_store: RecordingStore, clock: Clock, cell1: Cell, cell2: Cell
+) -> None:
+    """A look-up that another worker's write overtakes may be shared for a TTL at most; the writer never goes by it."""
+    slow, writer = new_worker(), new_worker()
+    recording_store.go_on.clear()
+
+    def write() -> None:
+        assert recording_store.answered.wait(PATIENCE)
+        writer.schedule(UUID, cell2)
+        recording_store.go_on.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert slow.find(UUID).cell_id == cell1.id
+    thread.join(PATIENCE)
+    clock.advance(CLOCK_SKEW + 1)
+    assert writer.find(UUID).cell_id == cell2.id
+    clock.advance(TTL - CLOCK_SKEW - 1)
+    assert {worker.find(UUID).cell_id for worker in (slow, writer, new_worker())} == {cell2.id}
+
+
+@pytest.mark.usefixtures("mapped")
+def test_clock_that_is_ahead(new_worker: Callable[[], Mappings], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapping that another host has heard a moment from now, by its clock, is not younger than one heard now."""
+    with monkeypatch.context() as ahead:
+        ahead.setattr(mapping, "time", lambda: clock() + CLOCK_SKEW)
+        new_worker().find(UUID)
+    found = new_worker().find(UUID)
+    assert found.age == 0
+    clock.advance(TTL)
+    assert found.expires_at <= clock()
+
+
+@pytest.mark.usefixtures("mapped")
+def test_doubts_are_bounded(new_worker: Callable[[], Mappings]) -> None:
+    """Who writes very many mappings can't fill the memory with what he has written."""
+    worker = new_worker()
+    for uuid in uuids(50):
+        worker.forget(uuid)
+    assert len(worker._distrusted_at) == 3

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -290,7 +291,7 @@ def test_answer_404_distrusts_the_mapping(
     lookups: int,
 ) -> None:
     """Where the app answers 404 the mapping is looked up again by the next request."""
-    now = [100.0]
+    now = [monotonic()]
     monkeypatch.setattr(mapping_module, "monotonic", lambda: now[0])
     mappings = departed_from.cells.mappings
     mappings.create(UUID, project_id="project", cell=cell1)
