@@ -74,7 +74,7 @@ class Claim(Protocol):
     def slow(self) -> None:
         """A wait takes long; the watch's thread says so."""
 
-    def expired(self, doing: str) -> DeadlineExceeded:
+    def expired(self, doing: str) -> Exception:
         """Return the error for something that was not done in time."""
 
     def lost(self, error: BaseException, *, connecting: bool) -> Exception | None:
@@ -91,7 +91,7 @@ class Bounds:
         """Take the engine over, before anything is connected."""
         self.stuck: set[object] = set()
         self._engine = engine
-        self._watch = limits.watch
+        self.watch = limits.watch
         self._crew = limits.crew
         self._patience = limits.patience
         self._here = threading.local()  # the wait of a thread that is getting a connection
@@ -137,7 +137,7 @@ class Bounds:
         """
         wait = self._here.wait = Wait(after(PROBE_TIMEOUT), _nothing)
         self._here.claim = None
-        self._watch.begin(wait)
+        self.watch.begin(wait)
         try:
             connection: Any = self._engine.pool._creator()  # type: ignore[call-arg]
             wait.connection = connection
@@ -148,18 +148,18 @@ class Bounds:
             finally:
                 connection.close()
         finally:
-            self._watch.end(wait)
+            self.watch.end(wait)
             self._here.wait = None
 
     def connect(self, engine: BoundedEngine) -> PoolProxiedConnection:
         """Take a connection from the pool, which may have to make one."""
         claim = engine.claim
         claim.check()
-        wait = Wait(claim.until(), claim.slow)
+        wait = Wait(claim.until(), claim.slow, owner=claim)
         self._here.wait = wait
         self._here.claim = claim
         if not self._is_sqlite:
-            self._watch.begin(wait)
+            self.watch.begin(wait)
         try:
             connection = engine.pool.connect()
         except exc.TimeoutError as crowded:
@@ -169,7 +169,7 @@ class Bounds:
                 raise claim.expired("a connection") from error
             raise
         finally:
-            self._watch.end(wait)
+            self.watch.end(wait)
             self._here.wait = self._here.claim = None
         if self._is_sqlite:
             _wait_for_locks(connection, left(wait.deadline))
@@ -268,8 +268,8 @@ class Bounds:
             if not grace:
                 raise claim.expired(doing)
             deadline = after(grace)
-        wait = Wait(deadline, claim.slow, connection)
-        self._watch.begin(wait)
+        wait = Wait(deadline, claim.slow, connection, claim)
+        self.watch.begin(wait)
         try:
             return do(*arguments)
         except Exception as error:
@@ -277,7 +277,7 @@ class Bounds:
                 error.cellmw_expired = doing  # type: ignore[attr-defined] # for _translate, which gets to see no more
             raise
         finally:
-            self._watch.end(wait)
+            self.watch.end(wait)
 
 
 class BoundedEngine(OptionEngine):
@@ -293,6 +293,10 @@ class BoundedEngine(OptionEngine):
         self.dispatch = proxied.dispatch
         if isinstance(proxied, BoundedEngine):
             self.bounds, self.claim = proxied.bounds, proxied.claim
+
+    def end_all(self) -> None:
+        """Have every wait under this claim cut: it is over."""
+        self.bounds.watch.end_all(self.claim)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Take a connection from the pool, as long as the claim allows."""

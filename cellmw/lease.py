@@ -22,7 +22,7 @@ from oslo_db.sqlalchemy import enginefacade
 from sqlalchemy.orm import Session, sessionmaker
 
 from cellmw.body import ALL
-from cellmw.bounds import cause, has_no_place
+from cellmw.bounds import BoundedEngine, cause, has_no_place
 from cellmw.deadline import after
 from cellmw.exceptions import CellHasNoTransport, CellsClosed, CellUnavailable, DeadlineExceeded, LeaseClosed
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from cellmw.bounds import BoundedEngine
     from cellmw.cell import Cell
     from cellmw.cell_database import Source
     from cellmw.cell_queue import CellQueue
@@ -153,10 +152,15 @@ class Lease:
             handles.leases.remove(id(self))
         except KeyError:  # another thread came first
             return
-        self._handles = self._made = None
+        made, self._handles, self._made = self._made, None, None
         handles.used_at = monotonic()
         if handles.ended is not None:
             handles.ended(handles)
+        if made is not None:
+            for each in tuple(made.values()):
+                if isinstance(each, BoundedEngine):
+                    # another thread may be inside a statement, which is not to go on for as long as it likes
+                    each.end_all()
         if self._sessions is not None:
             # by their references, which are listed in one step: another thread may be opening one more
             for reference in self._sessions.keyrefs():
@@ -365,8 +369,10 @@ class _DatabaseClaim:
         """A wait takes long."""
         self._breaker.suspect()
 
-    def expired(self, doing: str) -> DeadlineExceeded:
-        """Return the error for something that was not done in time."""
+    def expired(self, doing: str) -> DeadlineExceeded | LeaseClosed:
+        """Return the error for something that was not done in time, or that the release has cut."""
+        if self._lease._handles is None:
+            return LeaseClosed(self._lease.cell)
         return DeadlineExceeded(f"{doing} in the database of cell {self._lease.cell}")
 
     def lost(self, error: BaseException, *, connecting: bool) -> CellUnavailable:

@@ -37,18 +37,22 @@ class Wait:
 
     :ivar connection: the driver's connection that is waited on, None as long as there is none
     :ivar deadline: when it is cut
+    :ivar owner: whose it is, for :meth:`Watch.end_all`
     :ivar was_cut: whether it has been
     """
 
-    __slots__ = ("_slow", "_slow_at", "connection", "deadline", "was_cut")
+    __slots__ = ("_slow", "_slow_at", "connection", "deadline", "owner", "was_cut")
 
-    def __init__(self, deadline: Deadline, slow: Callable[[], object], connection: Any = None) -> None:
+    def __init__(
+        self, deadline: Deadline, slow: Callable[[], object], connection: Any = None, owner: object = None
+    ) -> None:
         """Begin to wait.
 
         :param slow: called, once and by the watch's thread, if the wait gets long or is cut
         """
         self.connection = connection
         self.deadline = deadline
+        self.owner = owner
         self.was_cut = False
         self._slow = slow
         self._slow_at = min(monotonic() + SLOW, deadline)
@@ -94,6 +98,12 @@ class Watch:
         """Let it be: it is not cut from now on."""
         with self._lock:
             self._waits.discard(wait)
+
+    def end_all(self, owner: object) -> None:
+        """Have every wait of this owner cut, soon. A finalizer may call this, so it waits for no lock."""
+        for wait in tuple(self._waits):
+            if wait.owner is owner:
+                wait.deadline = 0.0
 
     def _start(self) -> None:
         with self._lock:

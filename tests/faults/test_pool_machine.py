@@ -17,6 +17,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -348,21 +349,22 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _child(self, numbers: list[int]) -> None:
         inherited = list(self.world.opened)
-        for stream in self.streams:
-            for use in (stream.request.read, lambda stream=stream: stream.request.send(-1)):
+        for number, stream in enumerate(self.streams):
+            for use in (stream.request.read, partial(stream.request.send, -1)):
                 with pytest.raises((LeaseClosed, CellsClosed)):
                     use()
-            stream.request.lease.release()
+            if number:  # not the one that is in a transaction
+                stream.request.lease.release()
         gc.collect()
         self.world.cells.refresh()
         self.model.forget()
         self.model.read()
         for number in numbers:
-            stream = self._begin(number)
-            if stream is not None:
-                assert stream.generation.opened not in inherited
-                self._use(stream)
-                self._end(stream)
+            own = self._begin(number)
+            if own is not None:
+                assert own.generation.opened not in inherited
+                self._use(own)
+                self._end(own)
         assert self.world.cells.leases == 0
         self.world.cells.close()
 
@@ -733,7 +735,7 @@ def check_child(world: World, clients: list[Client], truth: Truth) -> None:
     inherited = list(world.opened)
     for client in clients:
         if client.stream is not None:
-            for use in (client.stream[0].read, lambda client=client: client.stream[0].send(-1)):
+            for use in (client.stream[0].read, partial(client.stream[0].send, -1)):
                 with pytest.raises((LeaseClosed, CellsClosed)):
                     use()
     for cell_id in set(truth.there) - truth.broken:
@@ -830,6 +832,16 @@ def test_nothing_is_read_after_closing(world: World) -> None:
     world.cells.close()
     with pytest.raises(CellsClosed):
         world.request(NEVER_THERE)
+
+
+def test_release_in_a_child(world: World) -> None:
+    """A child that releases a lease which it has inherited leaves alone the transaction that its parent is in."""
+    cell = world.new_cell()
+    request = world.request(cell.id)
+    with request.writing():
+        in_child(request.lease.release)
+    request.lease.release()
+    assert world.visits(place_of(cell).database) == 1
 
 
 def test_machine(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:

@@ -300,7 +300,6 @@ def test_many_threads_see_both(
     assert len(lines(caplog)) == len(changes)
 
 
-@pytest.mark.xfail(strict=True, reason="the thread that is about to end is taken for one that goes on to probe")
 def test_fails_just_after_a_probe(probed: ProbedBreaker, probe: Probe) -> None:
     """What fails in the moment after a probe has succeeded is probed again, and so is not down for ever."""
     changes: list[bool] = []
@@ -330,7 +329,6 @@ def test_fails_just_after_a_probe(probed: ProbedBreaker, probe: Probe) -> None:
     assert changes == [True, False, True, False]
 
 
-@pytest.mark.xfail(strict=True, reason="a thread that could not be started is taken for one that probes")
 def test_thread_that_can_not_be_started(probed: ProbedBreaker, probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread can be started for the probes, it is not open for ever."""
     probe.answers = True

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cellmw.cell import Cell
+    from cellmw.watch import Wait
 
     from .conftest import Queue
 
@@ -104,6 +105,9 @@ def names(handles: Handles) -> list[str]:
 
 
 INSERT = text("INSERT INTO this_cell VALUES ('new')")
+
+ENDLESS = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
+"""A statement that SQLite works on until it is interrupted."""
 
 
 def insert_and_fail(block: AbstractContextManager[Session]) -> None:
@@ -957,6 +961,32 @@ def test_release_in_another_thread(
         in_thread(lease.release)
         session.execute(INSERT)
     assert names(handles1) == ["cell1", "new"]
+
+
+def test_statement_of_another_thread(database: DatabaseView, lease: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement that another thread is inside of at the release is ended: it is not to go on in the cell."""
+    errors: list[BaseException] = []
+    began = threading.Event()
+    watch = lease.handles.database.reader.bounds.watch
+    begin = watch.begin
+
+    def begin_to_wait(wait: Wait) -> None:
+        begin(wait)
+        began.set()
+
+    monkeypatch.setattr(watch, "begin", begin_to_wait)
+
+    def count() -> None:
+        with pytest.raises(LeaseClosed) as caught, database.reader.using(RequestContext(overwrite=False)) as session:
+            session.execute(ENDLESS)
+        errors.append(caught.value)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    assert began.wait(PATIENCE)
+    lease.release()
+    thread.join(PATIENCE)
+    assert len(errors) == 1
 
 
 def test_session_without_a_connection(

@@ -258,7 +258,6 @@ def test_no_thread_without_a_wait(watch: Watch, new_connection: Callable[[], Con
     assert (thread.is_alive(), watch._thread) == (False, None)
 
 
-@pytest.mark.xfail(strict=True, reason="the thread that could not be started is taken for one that runs")
 def test_thread_that_can_not_be_started(watch: Watch, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread can be started the wait fails, and the next one starts it."""
     with monkeypatch.context() as patch:
