@@ -21,7 +21,7 @@ from sqlalchemy.engine.base import OptionEngine
 
 from cellmw import forks
 from cellmw.deadline import after, left
-from cellmw.exceptions import DeadlineExceeded
+from cellmw.exceptions import CellmwError, DeadlineExceeded
 from cellmw.watch import Wait
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Bounds:
         if not left(wait.deadline):
             raise claim.expired("a connection")
         if len(self.stuck) >= MAX_STUCK:
-            raise claim.lost(TimeoutError(), connecting=True) or TimeoutError()
+            raise claim.lost(TimeoutError(), connecting=True) or claim.expired("a connection")
         try:
             wait.connection = self._crew.run(
                 lambda: dialect.connect(*arguments, **named),
@@ -224,7 +224,8 @@ class Bounds:
             statement = f"SET SESSION max_execution_time = {milliseconds}"
         with contextlib.closing(connection.cursor()) as cursor:
             cursor.execute(statement)
-        connection.commit()
+        if self._engine.dialect.name == "postgresql":
+            connection.commit()  # where a SET is a part of the transaction
 
     def _bounded_execute(self, execute: Callable[..., T]) -> Callable[..., T]:
         def bounded(cursor: Any, *arguments: Any) -> T:
@@ -365,10 +366,11 @@ def cause(error: BaseException) -> str:
 
 def _translate(context: ExceptionContext) -> BaseException | None:
     """Say in our own words what has become of a wait, and in oslo.db's what else went wrong."""
-    engine = context.engine
+    engine, error = context.engine, context.original_exception
+    if isinstance(error, CellmwError):
+        return None  # oslo.db would make a DBError of it
     if not isinstance(engine, BoundedEngine) or context.sqlalchemy_exception is None:
         return cast("BaseException | None", exc_filters.handler(context))
-    error = context.original_exception
     doing = getattr(error, "cellmw_expired", "a statement" if _code(error) in _TIMED_OUT else None)
     if doing is not None:
         # this connection is lost, others need not be

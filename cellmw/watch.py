@@ -8,6 +8,7 @@ acknowledging, so no keep-alive and no time-out of TCP ever notices.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sqlite3
@@ -41,7 +42,7 @@ class Wait:
     :ivar was_cut: whether it has been
     """
 
-    __slots__ = ("_slow", "_slow_at", "connection", "deadline", "owner", "was_cut")
+    __slots__ = ("_ended", "_lock", "_slow", "_slow_at", "connection", "deadline", "owner", "was_cut")
 
     def __init__(
         self, deadline: Deadline, slow: Callable[[], object], connection: Any = None, owner: object = None
@@ -54,17 +55,27 @@ class Wait:
         self.deadline = deadline
         self.owner = owner
         self.was_cut = False
+        # held while the connection is cut: the end of the wait is the end of its claim on the connection's descriptor
+        self._lock = threading.Lock()
+        self._ended = False
         self._slow = slow
         self._slow_at = min(monotonic() + SLOW, deadline)
 
     def look(self, now: float) -> None:
         """Do what there is to do by this time."""
         if now >= self._slow_at:
-            self._slow_at = float("inf")
+            self._slow_at = math.inf
             self._slow()
         if now >= self.deadline and self.connection is not None and not self.was_cut:
-            self.was_cut = True
-            cut(self.connection)
+            with self._lock:
+                if not self._ended:
+                    self.was_cut = True
+                    cut(self.connection)
+
+    def end(self) -> None:
+        """Be over: the connection is not cut from now on."""
+        with self._lock:
+            self._ended = True
 
 
 class Watch:
@@ -80,8 +91,7 @@ class Watch:
     def begin_anew(self) -> None:
         """Begin with no thread and no wait, as in a child process, which has inherited none."""
         self._waits: set[Wait] = set()
-        # held while a connection is cut: the end of a wait is the end of its claim on the connection's descriptor
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards the beginning and the end of the thread
         self._thread: threading.Thread | None = None
         self._asleep = False
         self._wake = threading.Event()
@@ -96,8 +106,8 @@ class Watch:
 
     def end(self, wait: Wait) -> None:
         """Let it be: it is not cut from now on."""
-        with self._lock:
-            self._waits.discard(wait)
+        wait.end()
+        self._waits.discard(wait)
 
     def end_all(self, owner: object) -> None:
         """Have every wait of this owner cut, soon. A finalizer may call this, so it waits for no lock."""
@@ -128,9 +138,7 @@ class Watch:
     def _look(self) -> None:
         now = monotonic()
         for wait in tuple(self._waits):
-            with self._lock:
-                if wait in self._waits:
-                    wait.look(now)
+            wait.look(now)
 
     def _may_end(self) -> bool:
         with self._lock:

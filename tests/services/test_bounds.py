@@ -101,9 +101,9 @@ def of(statements: dict[str, str], handles: Handles) -> sqlalchemy.TextClause:
 
 def read(handles: Handles, seconds: float | None = PATIENCE, statement: str = "SELECT 1") -> Any:
     """Read, under a lease of its own that has so many seconds."""
-    with Lease(handles, deadline=None if seconds is None else after(seconds)) as lease:
-        with database.reader(aimed(lease)) as session:
-            return session.scalar(text(statement))
+    deadline = None if seconds is None else after(seconds)
+    with Lease(handles, deadline=deadline) as lease, database.reader(aimed(lease)) as session:
+        return session.scalar(text(statement))
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -145,12 +145,11 @@ def test_server_is_told(handles: Handles, open_: Open, url: str) -> None:
 def test_server_ends_it(open_: Open, url: str) -> None:
     """A statement that nobody cuts is ended by the server, and its connection stays in use."""
     handles = open_(url, patience=SOON)
-    with Lease(handles, deadline=after(PATIENCE)) as lease:
-        with database.reader(aimed(lease)) as session:
-            who = session.scalar(of(WHO, handles))
-            ends_in_time(lambda: session.execute(of(SLEEP, handles)))
-            session.rollback()
-            assert session.scalar(of(WHO, handles)) == who
+    with Lease(handles, deadline=after(PATIENCE)) as lease, database.reader(aimed(lease)) as session:
+        who = session.scalar(of(WHO, handles))
+        ends_in_time(lambda: session.execute(of(SLEEP, handles)))
+        session.rollback()
+        assert session.scalar(of(WHO, handles)) == who
 
 
 def test_statement_is_cut(handles: Handles) -> None:
@@ -176,14 +175,13 @@ def test_overdue(handles: Handles) -> None:
         context = aimed(lease)
         with database.writer(context) as session:
             session.execute(text("CREATE TABLE t (id INT PRIMARY KEY)"))
-        for late in (lambda session: session.execute(text("INSERT INTO t VALUES (2)")), lambda session: None):
+        for late in (lambda session: session.execute(text("INSERT INTO t VALUES (2)")), lambda session: session.commit()):
             with database.writer(context) as session:
                 who = session.scalar(of(WHO, handles))
                 session.execute(text("INSERT INTO t VALUES (1)"))
                 lease.deadline = after(-1)
                 with pytest.raises(DeadlineExceeded):
                     late(session)
-                    session.commit()
                 session.rollback()
                 lease.deadline = None
             with database.reader(context) as session:
@@ -270,37 +268,33 @@ def test_deadlock(handles: Handles) -> None:
     assert read(handles, statement="SELECT sum(n) FROM t") == 2
 
 
-def test_full(open_: Open, postgresql_server: sqlalchemy.URL, postgresql_url: str) -> None:
-    """A server that has as many connections as it may have is not down: whoever comes next asks it again."""
-    with administration(postgresql_server) as administrator:
-        administrator.exec_driver_sql("CREATE ROLE cellmw_test_full LOGIN CONNECTION LIMIT 1 PASSWORD 'x'")
-        try:
-            url = sqlalchemy.make_url(postgresql_url).set(username="cellmw_test_full", password="x")
-            handles = open_(url.render_as_string(hide_password=False))
-            with handles.engine.connect():
-                for _ in range(2):
-                    with pytest.raises(CellUnavailable, match="53300"):
-                        read(handles)
-            # a probe may find the one place taken, or have taken it
-            until(lambda: not handles.down)
-            until(lambda: answers(handles))
-            handles.close()
-        finally:
-            until(lambda: dropped(administrator, "cellmw_test_full"))
+FULL = {
+    "postgresql": ("CREATE ROLE cellmw_test_full LOGIN CONNECTION LIMIT 1 PASSWORD 'x'", "DROP ROLE cellmw_test_full"),
+    "mysql": (
+        "CREATE USER cellmw_test_full@'%%' IDENTIFIED BY 'x' WITH MAX_USER_CONNECTIONS 1",
+        "DROP USER cellmw_test_full@'%%'",
+    ),
+}
 
 
-def answers(handles: Handles) -> bool:
-    """Whether the cell's database lets us read."""
-    try:
-        return bool(read(handles) == 1)
-    except CellUnavailable:
-        return False
-
-
-def dropped(administrator: Any, role: str) -> bool:
-    """Drop the role, if nobody uses it any more."""
-    administrator.exec_driver_sql(f"DROP ROLE IF EXISTS {role}")
-    return True
+@pytest.mark.parametrize("server", ["postgresql", "mariadb"])
+def test_full(open_: Open, request: pytest.FixtureRequest, server: str) -> None:
+    """A server that has as many connections as it may have is there, and not down: who comes next asks it again."""
+    address: sqlalchemy.URL = request.getfixturevalue(f"{server}_server")
+    create, drop = FULL[address.get_backend_name()]
+    with administration(address) as administrator, ExitStack() as stack:
+        administrator.exec_driver_sql(create)
+        stack.callback(administrator.exec_driver_sql, drop)
+        url = address.set(username="cellmw_test_full", password="x")
+        handles = open_(url.render_as_string(hide_password=False))
+        stack.callback(handles.close)
+        with handles.engine.connect():
+            for _ in range(2):
+                with pytest.raises(CellUnavailable):
+                    read(handles)
+                until(lambda: not handles.database.breaker._probing)
+                assert handles.down == ()
+        assert read(handles) == 1
 
 
 # servers that are taken away
@@ -357,6 +351,7 @@ def test_frozen_in_a_transaction(taken: Handles, process: Process, what: str) ->
         }[what]
         error = ends_in_time(step)
         assert "in the database of cell cell1" in str(error)
+        rows.close()
         begun = monotonic()
         session.rollback()
         assert monotonic() - begun < SOON + CONNECT_TIMEOUT / 2
@@ -440,7 +435,7 @@ def test_store_on_a_frozen_server(private: tuple[str, Process], process: Process
     engine = make_engine(private[0], {}, pre_ping=False)
     models.metadata.create_all(engine)
     with Store(engine, Limits(probe_interval=PROBE_INTERVAL)) as store:
-        assert store.find_cells() if hasattr(store, "find_cells") else store.list_cells() == []
+        assert store.list_cells() == []
         assert store.breaker is not None
         process.freeze()
         ends_in_time(
