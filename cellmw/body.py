@@ -62,8 +62,13 @@ class Body(_Chunks):
     def around(cls, body: Iterable[bytes], owner: Owner) -> Self:
         """Take over the app's body; nothing of it is read yet."""
         chunks = repeat(True, ALL)
-        # a chain asks the body for its iterator no earlier than the server asks for the first chunk
-        wrapped = cls(chain(body) if owner.status else _rescued(body, owner), chunks)
+        if not owner.status:
+            wrapped = cls(_rescued(body, owner), chunks)
+        elif hasattr(body, "__next__"):
+            wrapped = cls(body, chunks)
+        else:
+            # a chain asks the body for its iterator no earlier than the server asks for the first chunk
+            wrapped = cls(chain(body), chunks)
         wrapped._body = body
         wrapped._owner = owner
         lease = owner.lease

@@ -156,8 +156,8 @@ class Bounds:
         claim = engine.claim
         claim.check()
         wait = Wait(claim.until(), claim.slow, owner=claim)
-        self._here.wait = wait
-        self._here.claim = claim
+        here = self._here
+        here.wait, here.claim = wait, claim
         if not self._is_sqlite:
             self.watch.begin(wait)
         try:
@@ -169,8 +169,9 @@ class Bounds:
                 raise claim.expired("a connection") from error
             raise
         finally:
-            self.watch.end(wait)
-            self._here.wait = self._here.claim = None
+            if not self._is_sqlite:
+                self.watch.end(wait)
+            here.wait = here.claim = None
         if self._is_sqlite:
             _wait_for_locks(connection, left(wait.deadline))
         else:
@@ -231,11 +232,12 @@ class Bounds:
         def bounded(cursor: Any, *arguments: Any) -> T:
             context = arguments[-1]
             on: Any = getattr(context, "root_connection", None)
-            if on is None or not isinstance(on.engine, BoundedEngine):
-                return execute(cursor, *arguments)
-            wait = functools.partial(self._wait, on.engine.claim, on.connection.dbapi_connection, "a statement")
-            result = wait(execute, cursor, *arguments)
+            if on is None or not isinstance(on.engine, BoundedEngine) or arguments[0] == "BEGIN":
+                return execute(cursor, *arguments)  # of SQLite's statements the only one that never waits
+            claim, connection = on.engine.claim, on.connection.dbapi_connection
+            result = self._wait(claim, connection, "a statement", execute, cursor, *arguments)
             if context._is_server_side:
+                wait = functools.partial(self._wait, claim, connection, "a statement")
                 context.cursor = _BoundedCursor(cursor, wait)
             return result
 
@@ -285,6 +287,7 @@ class BoundedEngine(OptionEngine):
     """An engine as one lease, or the store, uses it; its pool is shared. Lives as long as that."""
 
     _sqla_logger_namespace = "sqlalchemy.engine.Engine"
+    _has_events = True  # oslo.db listens to every engine; the base class would look it up for each of them
     bounds: Bounds
     claim: Claim
 

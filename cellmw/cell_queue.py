@@ -286,7 +286,6 @@ class CellQueue:
             return self._no_place()
         if stage is _Stage.GIVEN_BACK and passage.is_call:
             return self._no_reply()
-        self.breaker.suspect()
         return self._unavailable("no answer in time", passage.sent)
 
     def _wait_for_contact(self, door: _Door, deadline: Deadline) -> None:

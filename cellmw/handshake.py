@@ -50,12 +50,9 @@ def shake_hands(addresses: Sequence[Address], tls: ssl.SSLContext | None, patien
         share = left(deadline) / (len(addresses) - number)
         try:
             _shake_hands(address, tls, after(share))
-        except ssl.SSLEOFError:
-            if number == len(addresses) - 1:
-                raise
-        except ssl.SSLError:
-            return  # somebody is there to say that it is not the TLS that was agreed on
-        except (OSError, NoAnswer):
+        except (OSError, NoAnswer) as error:
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                return  # somebody is there to say that it is not the TLS that was agreed on
             if number == len(addresses) - 1:
                 raise
         else:

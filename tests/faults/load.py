@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import threading
 import uuid
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.faults.rig import CELLS, NOWHERE
@@ -106,7 +106,7 @@ class Load:
         """Return, at the latest after this many seconds, whether it has come true."""
         deadline = monotonic() + timeout
         while not (true := condition()) and monotonic() < deadline:
-            self._over.wait(PACE / 5)
+            sleep(PACE / 5)
         return true
 
     def go_on(self, seconds: float) -> None:

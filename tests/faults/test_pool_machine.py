@@ -58,7 +58,7 @@ FORKS = [0, 0, 2]
 """How many forks there may be in an example, one of these: a fork takes as long as a hundred requests."""
 
 CLIENTS = 8
-ROUNDS = 60
+ROUNDS = 55
 REQUESTS_PER_ROUND = 25
 FORK_EVERY = 10
 
@@ -183,7 +183,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     # Requests
 
-    @rule(numbers=st.lists(NUMBERS, min_size=10, max_size=80))
+    @rule(numbers=st.lists(NUMBERS, min_size=10, max_size=120))
     def requests(self, numbers: list[int]) -> None:
         """Requests come one after the other, and end."""
         for number in numbers:

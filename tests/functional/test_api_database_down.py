@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API database is down: requests for instances that are known go on, others are answered at once.
 
-It is the filter's own way to the API database that is cut; the test has another one. Time passes when the test says so.
+It is the filter's own way to the API database that is cut; the test has another one. Time passes when the test says so,
+but for the pauses between the probes.
 """
 
 from __future__ import annotations
 
 import logging
+import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from oslo_db import exception as db_exc
 
-from cellmw.breaker import RETRY_INTERVAL
 from cellmw.fixture import Resource
 from cellmw.fixture.recorder import guard
 from tests.functional.conftest import PATIENCE
@@ -33,7 +34,10 @@ MAPPING_TTL = 60.0
 STALE_TTL = 600.0
 
 NEVER = "86400"
-"""Seconds between two readings of the cells, where a test wants none but those of its requests."""
+"""Seconds between two readings of the cells, or two probes, where a test wants none."""
+
+OFTEN = pytest.mark.parametrize("probe_interval", ["0.1"])
+"""Has the API database probed while it is down."""
 
 
 class Clock:
@@ -55,7 +59,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of everything that a request meets."""
     clock = Clock()
-    for module in ("breaker", "deadline", "filter", "mapping"):
+    for module in ("deadline", "filter", "mapping", "watch"):
         monkeypatch.setattr(f"cellmw.{module}.monotonic", clock)
     return clock
 
@@ -67,7 +71,8 @@ class Link(Resource):
     """
 
     def __init__(self) -> None:
-        super().__init__("API database", lambda _: db_exc.DBConnectionError())
+        # what SQLite's driver raises that counts as a lost connection
+        super().__init__("API database", lambda _: sqlite3.ProgrammingError("Cannot operate on a closed database."))
         self.attempts = 0
         self._uses: SimpleQueue[None] = SimpleQueue()
 
@@ -76,7 +81,7 @@ class Link(Resource):
         self._uses.put(None)
         try:
             super().enter()
-        except db_exc.DBConnectionError:
+        except sqlite3.ProgrammingError:
             self.attempts += 1
             raise
 
@@ -95,12 +100,20 @@ def link() -> Link:
 
 
 @pytest.fixture
-def make_cut_off(make_filter: Callable[..., CellFilter], link: Link) -> Callable[..., CellFilter]:
+def probe_interval() -> str:
+    """Seconds between two probes of what is down: so many that a test sees none, where it does not say otherwise."""
+    return NEVER
+
+
+@pytest.fixture
+def make_cut_off(make_filter: Callable[..., CellFilter], link: Link, probe_interval: str) -> Callable[..., CellFilter]:
     """Put a filter with these options, which has that way to the API database, in front of an app."""
 
     def make(app: WSGIApplication, **options: str) -> CellFilter:
-        lifetimes = {"mapping_ttl": str(MAPPING_TTL), "stale_ttl": str(STALE_TTL), "refresh_interval": NEVER}
-        cell_filter = make_filter(app, **lifetimes | options)
+        lifetimes = {"mapping_ttl": str(MAPPING_TTL), "stale_ttl": str(STALE_TTL)}
+        cell_filter = make_filter(
+            app, **lifetimes | {"refresh_interval": NEVER, "probe_interval": probe_interval} | options
+        )
         guard(cell_filter.cells._store.engine, link)
         return cell_filter
 
@@ -188,15 +201,25 @@ def test_instance_without_a_cell(deployment: Deployment, known: str, link: Link,
     assert ask(building) == (503, "")
 
 
-def test_asked_once_a_second(known: str, unknown: str, link: Link, ask: Ask, clock: Clock) -> None:
-    """However many requests come, the API database is tried once a second: everybody else is answered at once."""
+def test_asked_once(known: str, unknown: str, link: Link, ask: Ask, clock: Clock) -> None:
+    """However many requests come, and for how long, one of them finds out: everybody else is answered at once."""
     link.down()
-    for attempts in (1, 2, 3):
+    for _ in range(3):
         for _ in range(10):
-            ask(known)
-            ask(unknown)
-        assert link.attempts == attempts
-        clock.advance(RETRY_INTERVAL)
+            assert [ask(known), ask(unknown)] == [(200, "cell1"), (503, "")]
+        clock.advance(10)
+    assert link.attempts == 1
+
+
+@OFTEN
+def test_probed(known: str, unknown: str, link: Link, ask: Ask) -> None:
+    """While it is down it is asked again and again, whether requests come or not, and none of them waits for that."""
+    link.down()
+    ask(known)
+    link.wait_for_uses(3)
+    with link.slow() as hold:
+        hold.wait_until_reached()
+        assert [ask(known), ask(unknown)] == [(200, "cell1"), (503, "")]
 
 
 def test_asked_once_by_many(known: str, unknown: str, link: Link, ask: Ask) -> None:
@@ -219,35 +242,73 @@ def test_known_instances_do_not_wait(known: str, link: Link, ask: Ask) -> None:
         assert waiting.result(PATIENCE) == (200, "cell1")
 
 
-def test_back_for_known_instances(deployment: Deployment, known: str, link: Link, ask: Ask, clock: Clock) -> None:
-    """When it is back, the next request that may try it finds what is true."""
+@pytest.fixture
+def wait_until_back(cell_filter: CellFilter) -> Callable[[], None]:
+    """Return when it is known that the API database is back, without a request that has to find out."""
+    breaker = cell_filter.cells._store.breaker
+    assert breaker is not None
+    closed = threading.Event()
+    breaker.changed = lambda: closed.clear() if breaker.is_open else closed.set()
+
+    def wait() -> None:
+        assert closed.wait(PATIENCE)
+
+    return wait
+
+
+def test_back_is_seen_by_a_probe(known: str, unknown: str, link: Link, ask: Ask, clock: Clock) -> None:
+    """No request finds out that it is back: until a probe has, they are answered as before."""
+    link.down()
+    ask(known)
+    link.up()
+    clock.advance(10)
+    assert [ask(known), ask(unknown)] == [(200, "cell1"), (503, "")]
+
+
+@OFTEN
+def test_back_for_known_instances(
+    deployment: Deployment, known: str, link: Link, ask: Ask, wait_until_back: Callable[[], None]
+) -> None:
+    """When it is back, the next request finds what is true."""
     link.down()
     ask(known)
     deployment.store.update_instance(known, cell_id=deployment.cells["cell2"].id)
     link.up()
-    assert ask(known) == (200, "cell1")
-    clock.advance(RETRY_INTERVAL)
+    wait_until_back()
     assert ask(known) == (200, "cell2")
 
 
-def test_back_for_unknown_instances(unknown: str, link: Link, ask: Ask, clock: Clock) -> None:
+@OFTEN
+def test_back_for_unknown_instances(unknown: str, link: Link, ask: Ask, wait_until_back: Callable[[], None]) -> None:
     """That goes for instances that were not known, too."""
     link.down()
-    ask(unknown)
-    link.up()
     assert ask(unknown) == (503, "")
-    clock.advance(RETRY_INTERVAL)
-    assert ask(unknown) == (200, "cell2")
-
-
-def test_back_for_everybody(known: str, unknown: str, link: Link, ask: Ask, clock: Clock) -> None:
-    """Whoever finds that it is back opens it to everybody."""
-    link.down()
-    ask(known)
     link.up()
-    clock.advance(RETRY_INTERVAL)
-    ask(known)
+    wait_until_back()
     assert ask(unknown) == (200, "cell2")
+
+
+@OFTEN
+def test_down_and_back_are_logged(
+    known: str,
+    link: Link,
+    ask: Ask,
+    wait_until_back: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log says once that it is down, and once that it is back, however many requests and probes there were."""
+    caplog.set_level(logging.INFO, "cellmw.breaker")
+    link.down()
+    for _ in range(3):
+        ask(known)
+    link.wait_for_uses(3)
+    link.up()
+    wait_until_back()
+    messages = [record.getMessage() for record in caplog.records if record.name == "cellmw.breaker"]
+    assert [message.partition(",")[0] for message in messages] == [
+        "the API database does not answer",
+        "the API database answers again",
+    ]
 
 
 def test_stale_ttl(known: str, link: Link, ask: Ask, clock: Clock) -> None:

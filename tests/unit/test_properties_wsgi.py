@@ -160,15 +160,27 @@ class Closable(Chunks):
         self._app.play(["close", *self._closing])
 
 
-class Rows(Closable):
-    """A body that begins its work when it is asked for an iterator, which is another object."""
+class Whole:
+    """A body that gives an iterator, which is another object, and has a close()."""
+
+    def __init__(self, app: App, chunks: list[list[str]], closing: list[str]) -> None:
+        self._app = app
+        self._chunks = chunks
+        self._closing = closing
+
+    def close(self) -> None:
+        self._app.play(["close", *self._closing])
+
+
+class Rows(Whole):
+    """A body that begins its work when it is asked for an iterator."""
 
     def __iter__(self) -> Any:
         self._app.play(["iter"])
         return (self._app.play(steps) for steps in self._chunks)
 
 
-class Eager(Closable):
+class Eager(Whole):
     """A body that has done all of its work by the time it gives an iterator."""
 
     def __iter__(self) -> Any:

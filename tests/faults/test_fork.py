@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fork: the child opens handles of its own, and what its parent was doing goes on as if there had been no child.
+
+What became of connections and transactions is asked at the servers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from cellmw import RequestContext, database
+from tests.faults import fork_rig
+from tests.faults.fork_child import Child, ChildFailed, come_to
+from tests.faults.fork_rig import CELLS, PATIENCE, App, Rig, use, use_cell, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import sqlalchemy
+
+    from cellmw import CellFilter, Cells
+    from tests import servers
+
+# a process with threads that forks is what this is about
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+NUMBERS = itertools.count(1)
+"""What is cast: no number twice."""
+
+EACH = pytest.mark.parametrize("cell", CELLS)
+
+
+@pytest.fixture(scope="module")
+def rig(
+    tmp_path_factory: pytest.TempPathFactory,
+    postgresql_server: sqlalchemy.URL,
+    mariadb_server: sqlalchemy.URL,
+    rabbitmq_server: servers.Broker,
+) -> Iterator[Rig]:
+    """The servers and the workers."""
+    with Rig(tmp_path_factory.mktemp("fork"), postgresql_server, mariadb_server, rabbitmq_server) as rig:
+        yield rig
+
+
+@pytest.fixture
+def app(rig: Rig) -> App:
+    """The service behind the filter; both cells are without marks."""
+    rig.clear()
+    return App()
+
+
+@pytest.fixture
+def cell_filter(rig: Rig, app: App) -> Iterator[CellFilter]:
+    """A filter that has served requests in both cells. In the end it has no lease open."""
+    with closing(fork_rig.make_filter(rig.plan, app)) as cell_filter:
+        for cell in CELLS:
+            fork_rig.ask(rig.plan, cell_filter, cell)
+        yield cell_filter
+        assert cell_filter.cells.leases == 0
+
+
+@pytest.fixture
+def cells(cell_filter: CellFilter) -> Cells:
+    """The cells behind it."""
+    return cell_filter.cells
+
+
+class Parent:
+    """What this process is in the middle of: an open transaction in a cell, under a lease. Lives as long as the block.
+
+    :ivar context: the targeted context
+    :ivar session: what has an uncommitted mark
+    :ivar connection: the number of its connection
+    """
+
+    def __init__(self, rig: Rig, cell: str, context: Any, session: Any) -> None:
+        self.context = context
+        self.session = session
+        self.connection = fork_rig.connection_number(session)
+        self._rig = rig
+        self._cell = cell
+        self._queue = rig.queue_connections(cell)
+        fork_rig.mark(session, "parent")
+
+    def check(self) -> None:
+        """Have a look at what the servers see of it."""
+        assert self.connection in self._rig.connections(self._cell)
+        assert self._queue <= self._rig.queue_connections(self._cell)
+
+    def check_afterwards(self) -> None:
+        """Have a look when the children have gone: the connections are the same as before, and no others."""
+        assert fork_rig.connection_number(self.session) == self.connection
+        self.check()
+        seen = wait_for(lambda: self._rig.queue_connections(self._cell), lambda seen: seen == self._queue)
+        assert seen == self._queue
+
+
+@contextmanager
+def busy_parent(rig: Rig, cells: Cells, cell: str) -> Iterator[Parent]:
+    """Be in the middle of things; in the end the transaction is committed, and seen by others."""
+    with cells.target(RequestContext(overwrite=False), cells.get(cell)) as context:
+        use(context)
+        with database.writer(context) as session:
+            parent = Parent(rig, cell, context, session)
+            yield parent
+            parent.check_afterwards()
+            assert "parent" not in rig.marks(cell)
+        assert "parent" in rig.marks(cell)
+        number = next(NUMBERS)
+        assert use(context, number=number)["worker"] == cell
+        assert_arrives(rig, cell, number)
+        # the one that replies come by, and the one that calls go by, are still the same
+        parent.check()
+
+
+def assert_arrives(rig: Rig, cell: str, number: int) -> None:
+    """A number that was cast is noted by the worker of the cell."""
+    assert number in wait_for(rig.workers[cell].received, lambda received: number in received)
+
+
+def look(parent: Parent, cells: Cells, cell: str, number: int) -> dict[str, Any]:
+    """Do in a child what it can and what it can't."""
+    inherited = [fork_rig.raised(partial(way, parent.context)) for way in (fork_rig.read, fork_rig.cast)]
+    return {"inherited": inherited, "own": use_cell(cells, cell, "child", number)}
+
+
+def check_report(rig: Rig, parent: Parent, cell: str, report: dict[str, Any], number: int) -> None:
+    """What a child has said of itself is right, and the server says so, too."""
+    assert report["inherited"] == ["CellsClosed", "CellsClosed"]
+    assert report["own"]["worker"] == cell
+    assert report["own"]["connection"] != parent.connection
+    assert {report["own"]["connection"], parent.connection} <= rig.connections(cell)
+    assert rig.marks(cell) == ["child"]
+    assert_arrives(rig, cell, number)
+
+
+def roll_back(parent: Parent, cells: Cells) -> None:
+    """Roll back what was inherited; that it fails is all right."""
+    with suppress(Exception):
+        parent.session.rollback()
+
+
+def close_session(parent: Parent, cells: Cells) -> None:
+    """Close what was inherited; that it fails is all right."""
+    with suppress(Exception):
+        parent.session.close()
+
+
+def commit(parent: Parent, cells: Cells) -> None:
+    """Commit what was inherited, which is refused: it is not the child's to commit."""
+    assert fork_rig.raised(parent.session.commit)
+
+
+def close_cells(parent: Parent, cells: Cells) -> None:
+    """Close all handles that the child has."""
+    cells.close()
+
+
+ENDS: dict[str, Callable[[Parent, Cells], object]] = {
+    "exits": lambda parent, cells: None,
+    "rolls back": roll_back,
+    "closes its session": close_session,
+    "commits": commit,
+    "closes the cells": close_cells,
+}
+
+
+@EACH
+@pytest.mark.parametrize("end", ENDS)
+def test_parent_is_whole(rig: Rig, cells: Cells, cell: str, end: str) -> None:
+    """Whatever a child does with what it has inherited, its parent's transaction and connections stay whole."""
+    number = next(NUMBERS)
+    with busy_parent(rig, cells, cell) as parent:
+        with Child(lambda: look(parent, cells, cell, number), lambda: ENDS[end](parent, cells)) as child:
+            check_report(rig, parent, cell, child.report(), number)
+            parent.check()
+            child.end()
+    assert rig.marks(cell) == ["child", "parent"]
+
+
+@EACH
+def test_killed(rig: Rig, cells: Cells, cell: str) -> None:
+    """A child that is killed takes nothing of its parent's with it."""
+    number = next(NUMBERS)
+    with busy_parent(rig, cells, cell) as parent, Child(lambda: look(parent, cells, cell, number)) as child:
+        check_report(rig, parent, cell, child.report(), number)
+        child.kill()
+
+
+@EACH
+def test_own_connections_go(rig: Rig, cells: Cells, cell: str) -> None:
+    """What a child has opened itself is gone when it has closed its cells."""
+    with busy_parent(rig, cells, cell) as parent:
+        before = rig.connections(cell)
+        with Child(lambda: use_cell(cells, cell), cells.close) as child:
+            own = child.report()["connection"]
+            assert own in rig.connections(cell) - before
+            child.end()
+        assert wait_for(lambda: rig.connections(cell), lambda seen: own not in seen) == before
+        assert parent.connection in before
+
+
+@EACH
+def test_several_at_once(rig: Rig, cells: Cells, cell: str) -> None:
+    """Children that live at the same time, forked by a parent in the middle of things, each have their own."""
+    with busy_parent(rig, cells, cell) as parent, ExitStack() as living:
+        children = [living.enter_context(Child(lambda: use_cell(cells, cell, "child"))) for _ in range(4)]
+        reports = [child.report() for child in children]
+        numbers = {report["connection"] for report in reports}
+        assert len(numbers | {parent.connection}) == 5
+        assert numbers | {parent.connection} <= rig.connections(cell)
+        parent.check()
+        for child in children:
+            child.end()
+    assert rig.marks(cell) == [*["child"] * 4, "parent"]
+
+
+@EACH
+def test_grandchild(rig: Rig, cells: Cells, cell: str) -> None:
+    """A child that has used its cells and is in the middle of things can have a child, as its parent can."""
+
+    def child() -> dict[str, Any]:
+        with cells.target(RequestContext(overwrite=False), cells.get(cell)) as context:
+            use(context)
+            with database.writer(context) as session:
+                fork_rig.mark(session, "child")
+                own = fork_rig.connection_number(session)
+                with Child(lambda: use_cell(cells, cell, "grandchild"), session.rollback) as one:
+                    grandchild = one.report()
+                    with suppress(ChildFailed):  # the rollback may fail
+                        one.end()
+            return {"child": own, "grandchild": grandchild["connection"], "worker": use(context)["worker"]}
+
+    with busy_parent(rig, cells, cell) as parent:
+        report = come_to(child)
+        assert report["worker"] == cell
+        assert len({report["child"], report["grandchild"], parent.connection}) == 3
+    assert rig.marks(cell) == ["child", "grandchild", "parent"]
+
+
+@EACH
+def test_in_a_handler(rig: Rig, app: App, cell_filter: CellFilter, cell: str) -> None:
+    """A handler that forks answers its request; its child has nothing of the request, and serves requests of its own."""
+    reports = []
+
+    def serve(context: Any) -> dict[str, Any]:
+        app.handle = lambda context: None
+        inherited = [fork_rig.raised(partial(way, context)) for way in (fork_rig.read, fork_rig.cast)]
+        return {"inherited": inherited, "own": fork_rig.ask(rig.plan, cell_filter, cell)}
+
+    def handle(context: Any) -> None:
+        with database.writer(context) as session:
+            fork_rig.mark(session, "parent")
+            with Child(lambda: serve(context)) as child:
+                reports.append(child.report())
+                child.end()
+
+    app.handle = handle
+    answer = fork_rig.ask(rig.plan, cell_filter, cell)
+    assert answer["worker"] == cell
+    [report] = reports
+    assert report["inherited"] == ["CellsClosed", "CellsClosed"]
+    assert report["own"]["worker"] == cell
+    assert report["own"]["process"] != answer["process"]
+    assert report["own"]["connection"] != answer["connection"]
+    assert rig.marks(cell) == ["parent"]
+
+
+@EACH
+def test_multiprocessing(rig: Rig, cells: Cells, cell: str) -> None:
+    """A process that multiprocessing forks is a child like any other."""
+    forking = multiprocessing.get_context("fork")
+    receiver, sender = forking.Pipe(duplex=False)
+    number = next(NUMBERS)
+    with busy_parent(rig, cells, cell) as parent:
+        child = forking.Process(target=lambda: sender.send(look(parent, cells, cell, number)))
+        child.start()
+        sender.close()
+        try:
+            assert receiver.poll(PATIENCE)
+            report = receiver.recv()
+            child.join(PATIENCE)
+            assert child.exitcode == 0
+        finally:
+            child.kill()
+            child.join()
+            receiver.close()
+        assert report["inherited"] == ["CellsClosed", "CellsClosed"]
+        assert report["own"]["connection"] != parent.connection
+        assert_arrives(rig, cell, number)
+    assert rig.marks(cell) == ["child", "parent"]
+
+
+@EACH
+def test_inside_a_statement(rig: Rig, cells: Cells, cell: str) -> None:
+    """A statement of another thread's that is under way goes on, and its thread gets to see its result."""
+
+    def wait_for_lock() -> int:
+        with (
+            cells.target(RequestContext(overwrite=False), cells.get(cell)) as context,
+            database.writer(context) as session,
+        ):
+            return session.execute(text("UPDATE marks SET name = 'thread'")).rowcount
+
+    use_cell(cells, cell, "before")
+    with ThreadPoolExecutor(1) as threads:
+        with busy_parent(rig, cells, cell) as parent:
+            parent.session.execute(text("UPDATE marks SET name = 'locked' WHERE name = 'before'"))
+            waiting = threads.submit(wait_for_lock)
+            assert wait_for(lambda: updates(rig, cell), bool)
+            assert use_cell_in_child(cells, cell)["worker"] == cell
+            assert updates(rig, cell)
+        assert waiting.result(PATIENCE) > 0
+    assert set(rig.marks(cell)) == {"thread"}
+
+
+def updates(rig: Rig, cell: str) -> list[str]:
+    """Return the updates that a cell's database is doing."""
+    return [statement for statement in rig.statements(cell) if (statement or "").startswith("UPDATE marks")]
+
+
+def use_cell_in_child(cells: Cells, cell: str) -> dict[str, Any]:
+    """Use a cell in a child, which then closes all that it has."""
+    with Child(lambda: use_cell(cells, cell), cells.close) as child:
+        report: dict[str, Any] = child.report()
+        child.end()
+    return report
+
+
+@pytest.fixture
+def hole(rig: Rig) -> Iterator[socket.socket]:
+    """What takes connections for the database of one more cell, "hole", and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        port = listener.getsockname()[1]
+        rig.add_cell(f"hole-{port}", f"postgresql+psycopg://nobody@127.0.0.1:{port}/nothing?connect_timeout=60")
+        yield listener
+
+
+@EACH
+def test_while_another_connects(rig: Rig, cells: Cells, hole: socket.socket, cell: str) -> None:
+    """A thread that is connecting meanwhile hinders no child, and is hindered by none."""
+    name = f"hole-{hole.getsockname()[1]}"
+    with ThreadPoolExecutor(1) as threads:
+        connecting = threads.submit(lambda: fork_rig.raised(lambda: use_cell(cells, name)))
+        taken, _ = hole.accept()
+        with taken, busy_parent(rig, cells, cell):
+            assert use_cell_in_child(cells, cell)["worker"] == cell
+            assert not connecting.done()
+        hole.close()
+        assert connecting.result(PATIENCE) == "CellUnavailable"
+
+
+def test_while_another_waits_for_a_lease(rig: Rig, app: App) -> None:
+    """A child has all the places for open cells, whoever waits for one in its parent, who then gets it."""
+    busy, wanted = CELLS
+    with closing(fork_rig.make_filter(rig.plan, app, max_open_cells="1")) as cell_filter:
+        cells = cell_filter.cells
+        cells.get(wanted)
+        with ThreadPoolExecutor(1) as threads:
+            with busy_parent(rig, cells, busy):
+                waiting = threads.submit(use_cell, cells, wanted)
+                assert wait_for(lambda: len(cells._pool._waiting), bool)
+
+                def use_all() -> list[str]:
+                    return [use_cell(cells, cell)["worker"] for cell in (busy, wanted, busy)]
+
+                assert come_to(use_all) == [busy, wanted, busy]
+                assert not waiting.done()
+            assert waiting.result(PATIENCE)["worker"] == wanted
+
+
+def test_under_load(rig: Rig, cells: Cells) -> None:
+    """Children are forked at any moment of what other threads do: all of them, and all the threads, get their answers."""
+    ended = threading.Event()
+
+    def go_on(cell: str) -> int:
+        for count in itertools.count():
+            assert use_cell(cells, cell)["worker"] == cell
+            if ended.is_set():
+                return count
+
+    with ThreadPoolExecutor(4) as threads:
+        counts = [threads.submit(go_on, cell) for cell in CELLS * 2]
+        try:
+            for cell in CELLS * 5:
+                assert come_to(lambda cell=cell: use_cell(cells, cell))["worker"] == cell
+        finally:
+            ended.set()
+        assert all(count.result(PATIENCE) >= 0 for count in counts)
