@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from itertools import chain, compress, repeat
+from types import GeneratorType
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ else:
 
 ALL = sys.maxsize
 """How many selectors a body begins with: more than any has chunks."""
+
+
+_ITERATORS = frozenset({GeneratorType, type(iter([])), type(iter(())), chain, filter, map})
+"""What Python iterates with, and what to ask for an iterator does nothing."""
 
 
 class Owner(Protocol):
@@ -64,7 +69,7 @@ class Body(_Chunks):
         chunks = repeat(True, ALL)
         if not owner.status:
             wrapped = cls(_rescued(body, owner), chunks)
-        elif hasattr(body, "__next__"):
+        elif type(body) in _ITERATORS:
             wrapped = cls(body, chunks)
         else:
             # a chain asks the body for its iterator no earlier than the server asks for the first chunk

@@ -755,6 +755,9 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield world
 
 
+@pytest.mark.xfail(
+    strict=True, reason="what is retired twice stays in the reaper for ever, and closing the cells waits for it"
+)
 def test_two_make_room_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Two threads that choose the same cell to make room leave nothing behind that nobody would ever close."""
     cells = [world.new_cell() for _ in range(3)]
@@ -783,6 +786,7 @@ def test_two_make_room_at_once(world: World, caplog: pytest.LogCaptureFixture) -
     assert not left_behind
 
 
+@pytest.mark.xfail(strict=True, reason="what makes room is closed later, and nothing bounds how much of that there is")
 def test_closing_is_slow(world: World) -> None:
     """While handles can't be closed no more cells are opened than may be open, and as many again."""
     cells = [world.new_cell() for _ in range(6)]
@@ -796,6 +800,9 @@ def test_closing_is_slow(world: World) -> None:
     assert 1 <= opened <= 2
 
 
+@pytest.mark.xfail(
+    strict=True, reason="handles that were opened by an old record are there for others until that is noticed"
+)
 def test_changed_while_it_is_opened(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that begins after a change was followed gets the new place, although another one opens the old."""
     cell, new = world.new_cell(), world.new_place()
@@ -827,6 +834,7 @@ def test_changed_while_it_is_opened(world: World, monkeypatch: pytest.MonkeyPatc
     assert databases[1] == new.database
 
 
+@pytest.mark.xfail(strict=True, reason="the records are looked at before it is seen that the cells were closed")
 def test_nothing_is_read_after_closing(world: World) -> None:
     """Who wants a cell that is not known, after everything was closed, does not connect to the API database again."""
     world.cells.close()
@@ -834,6 +842,9 @@ def test_nothing_is_read_after_closing(world: World) -> None:
         world.request(NEVER_THERE)
 
 
+@pytest.mark.xfail(
+    strict=True, reason="the sessions that were left open are rolled back: SQLite has no connection to defuse"
+)
 def test_release_in_a_child(world: World) -> None:
     """A child that releases a lease which it has inherited leaves alone the transaction that its parent is in."""
     cell = world.new_cell()

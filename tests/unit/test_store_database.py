@@ -10,11 +10,13 @@ import pytest
 from sqlalchemy import event
 
 from cellmw import engines
+from cellmw.deadline import after
 from cellmw.exceptions import InstanceMapped, StoreUnavailable
+from cellmw.limits import Limits
 from cellmw.store import Store, migrations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -32,6 +34,13 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.fixture(params=[None, Limits()], ids=["unbounded", "bounded"])
+def limits(request: pytest.FixtureRequest) -> Limits | None:
+    """What bounds the waits: nothing, as for an operator's command, or what does so in a service."""
+    limits: Limits | None = request.param
+    return limits
+
+
 @pytest.fixture
 def connections(engine: Engine) -> list[Any]:
     """The driver's connections, in the order in which they were opened from now on."""
@@ -47,9 +56,9 @@ def fill_pool(engine: Engine) -> None:
         pass
 
 
-def test_read_survives_dropped_connections(engine: Engine, connections: list[Any]) -> None:
+def test_read_survives_dropped_connections(engine: Engine, connections: list[Any], limits: Limits | None) -> None:
     """A read that meets a dropped connection is answered on a fresh one, though every pooled one was dropped."""
-    store = Store(engine)
+    store = Store(engine, limits)
     fill_pool(engine)
     for connection in connections[:]:
         connection.close()
@@ -57,9 +66,9 @@ def test_read_survives_dropped_connections(engine: Engine, connections: list[Any
     assert len(connections) == 3
 
 
-def test_write_survives_dropped_connections(engine: Engine, connections: list[Any]) -> None:
+def test_write_survives_dropped_connections(engine: Engine, connections: list[Any], limits: Limits | None) -> None:
     """A write that had not begun to commit is done on a fresh connection, once."""
-    store = Store(engine)
+    store = Store(engine, limits)
     fill_pool(engine)
     for connection in connections[:]:
         connection.close()
@@ -68,18 +77,18 @@ def test_write_survives_dropped_connections(engine: Engine, connections: list[An
         store.create_instance(INSTANCE, project_id="p")
 
 
-def test_no_third_attempt(engine: Engine, connections: list[Any]) -> None:
+def test_no_third_attempt(engine: Engine, connections: list[Any], limits: Limits | None) -> None:
     """A database that drops the fresh connection, too, is down."""
-    store = Store(engine)
+    store = Store(engine, limits)
     event.listen(engine, "engine_connect", lambda connection: connection.connection.dbapi_connection.close())
     with pytest.raises(StoreUnavailable, match="does not answer"):
         store.find_instance(INSTANCE)
     assert len(connections) == 2
 
 
-def test_commit_is_never_repeated(engine: Engine, connections: list[Any]) -> None:
+def test_commit_is_never_repeated(engine: Engine, connections: list[Any], limits: Limits | None) -> None:
     """A connection that is lost while it commits leaves open what happened, so nothing is written again."""
-    store = Store(engine)
+    store = Store(engine, limits)
     event.listen(store._writer, "commit", lambda connection: connection.connection.dbapi_connection.close())
     with pytest.raises(StoreUnavailable):
         store.create_instance(INSTANCE, project_id="p")
@@ -142,3 +151,55 @@ def test_store_opens_nothing(tmp_path: Path) -> None:
     """Making a store connects to nothing."""
     Store(engines.make_engine(f"sqlite:///{tmp_path}/api.db", {}, pre_ping=False)).close()
     assert list(tmp_path.iterdir()) == []
+
+
+PATIENCE = 20
+"""Seconds after which a test gives up on what has to come; a test that passes never waits for them."""
+
+
+def test_deadline_of_a_read(engine: Engine, in_thread: Callable[[Callable[[], Any]], Any]) -> None:
+    """A read is bounded by its own deadline, which is nobody else's: neither another thread's nor that of the next."""
+    with Store(engine, Limits()) as store:
+        with pytest.raises(StoreUnavailable, match="the deadline passed while waiting for a statement"):
+            store.find_instance(INSTANCE, after(-1))
+        assert store.find_instance(INSTANCE) is None
+
+        def other(connection: Any) -> Any:
+            return in_thread(lambda: store.find_instance(INSTANCE))
+
+        assert store._read(other, after(PATIENCE)) is None
+        assert store.find_instance(INSTANCE, after(PATIENCE)) is None
+
+
+def test_deadline_of_a_place(engine: Engine) -> None:
+    """A read waits for a place in the pool no longer than until its deadline."""
+    engine.pool._timeout = PATIENCE  # type: ignore[attr-defined]
+    with Store(engine, Limits()) as store, engine.connect(), engine.connect():
+        deadline = after(0.05)
+        with pytest.raises(StoreUnavailable, match="a connection of the pool"):
+            store.find_instance(INSTANCE, deadline)
+        assert deadline <= after(0) < deadline + PATIENCE / 2
+
+
+def test_known_to_be_down(tmp_path: Path) -> None:
+    """A database that can't be opened is known to be down from then on, which those ask who can't wait."""
+    engine = engines.make_engine(f"sqlite:///{tmp_path}/no/api.db", {}, pre_ping=False)
+    with Store(engine, Limits(probe_interval=3600)) as store:
+        store.check()
+        with pytest.raises(StoreUnavailable):
+            store.list_cells()
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            store.check()
+        assert store.breaker is not None
+        store.breaker.succeeded()
+        store.check()
+
+
+def test_mistake_is_no_outage(engine: Engine) -> None:
+    """A statement that fails for another reason says nothing of the database."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE cell_mappings ADD COLUMN more INTEGER NOT NULL")
+    with Store(engine, Limits()) as store:
+        with pytest.raises(StoreUnavailable):
+            store.create_cell(name="x", transport_url="none:///", database_connection="sqlite://")
+        store.check()

@@ -331,3 +331,30 @@ def test_no_rescue_after_start_response(depart: Callable[..., Trip], lease: Leas
     trip.start_response("200 OK", [])
     assert trip.rescue(DeadlineExceeded("a reply")) is None
     assert len(server.calls) == 1
+
+
+def test_down(depart: Callable[..., Trip], lease: Lease, handles1: Handles) -> None:
+    """A trip tells what of its cell is down, as it is at the moment; after the release it tells of nothing."""
+    handles1.database.breaker._probe = handles1.queue.breaker._probe = lambda: 1 / 0
+    trip = depart(lease)
+    seen = [(trip.state, trip.down)]
+    for step in (
+        lambda: handles1.queue.breaker.failed("x"),
+        lambda: handles1.database.breaker.failed("x"),
+        handles1.queue.breaker.succeeded,
+        trip.detach,
+    ):
+        step()
+        seen.append((trip.state, trip.down))
+    assert seen == [
+        ("targeted", ()),
+        ("targeted", ("queue",)),
+        ("down", ("database", "queue")),
+        ("down", ("database",)),
+        ("targeted", ()),
+    ]
+
+
+def test_nothing_is_down(depart: Callable[..., Trip]) -> None:
+    """A trip that goes nowhere is told of no outage."""
+    assert depart(None).down == ()
