@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import threading
 import weakref
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from cellmw.limits import Limits
 
 T = TypeVar("T")
+
+LOG = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5
 """Seconds after which a driver gives up connecting, where its URL says nothing else."""
@@ -201,7 +204,9 @@ class Bounds:
             )
         except DeadlineExceeded:
             claim.slow()
-            raise claim.expired("a connection") from None
+            expired = claim.expired("a connection")
+            LOG.warning("%s; %d threads are stuck there", expired, len(self.stuck))
+            raise expired from None
         return wait.connection
 
     def _set_timeouts(self, driver: str, named: dict[str, Any], *, probing: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import logging
 import ssl
 import threading
 from functools import partial
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from cellmw.cell import Cell
     from cellmw.deadline import Deadline
     from cellmw.limits import Limits
+
+LOG = logging.getLogger(__name__)
 
 _MAX_STUCK = 4
 """How many threads that were left may be stuck in the library before nobody else is let in."""
@@ -231,6 +234,7 @@ class CellQueue:
                 slow=None if self._door is None else partial(self._doubt, passage),
             )
         except DeadlineExceeded:
+            self._log_stuck()
             raise self._left_at(passage.leave(), passage) from None
         except oslo_messaging.MessagingTimeout:
             if passage.cut and left(passage.deadline) < _GRACE:
@@ -288,6 +292,9 @@ class CellQueue:
             return self._no_reply()
         return self._unavailable("no answer in time", passage.sent)
 
+    def _log_stuck(self) -> None:
+        LOG.warning("cell %s: %d threads are stuck in its queue", self.cell, len(self.stuck))
+
     def _wait_for_contact(self, door: _Door, deadline: Deadline) -> None:
         """Wait until publishing and the replies have a connection, which somebody makes without a user's message."""
         with self._lock:
@@ -299,14 +306,15 @@ class CellQueue:
             return
         if begins:
             try:
-                with contextlib.suppress(DeadlineExceeded):
-                    self._crew.run(
-                        partial(self._make_contact, contact, door),
-                        deadline,
-                        self.stuck,
-                        "the queue",
-                        slow=self.breaker.suspect,
-                    )
+                self._crew.run(
+                    partial(self._make_contact, contact, door),
+                    deadline,
+                    self.stuck,
+                    "the queue",
+                    slow=self.breaker.suspect,
+                )
+            except DeadlineExceeded:
+                self._log_stuck()
             except RuntimeError:  # there are no more threads
                 self._end_contact(contact, "no thread")
                 raise

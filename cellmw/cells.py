@@ -148,6 +148,11 @@ class Cells:
         """How many leases are open now."""
         return self._pool.leases
 
+    @property
+    def stuck(self) -> dict[str, int]:
+        """How many threads are stuck in each cell's database driver or messaging library, where there are any."""
+        return self._pool.stuck
+
     def __enter__(self) -> Self:
         return self
 

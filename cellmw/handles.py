@@ -113,6 +113,11 @@ class Handles:
         """Whether there is a lease on them, or a message on its way."""
         return bool(self.leases or self._operations)
 
+    @property
+    def stuck(self) -> int:
+        """How many threads are stuck in connecting to the database, or in sending to the queue."""
+        return self.database.stuck + (0 if self.queue is None else len(self.queue.stuck))
+
     @contextlib.contextmanager
     def operation(self) -> Iterator[None]:
         """Count something that goes on with the transport, and that the end of its lease does not interrupt."""
@@ -160,4 +165,6 @@ class Handles:
         self.down = tuple(down)
 
     def __repr__(self) -> str:
-        return f"<Handles cell={self.cell} leases={len(self.leases)} {'closed' if self.closed else 'open'}>"
+        state = "closed" if self.closed else "open"
+        down = f" down={','.join(self.down)}" if self.down else ""
+        return f"<Handles cell={self.cell} leases={len(self.leases)} stuck={self.stuck}{down} {state}>"

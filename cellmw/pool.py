@@ -98,6 +98,11 @@ class Pool:
         """How many leases are open now, over all cells."""
         return sum(len(handles.leases) for handles in self._every())
 
+    @property
+    def stuck(self) -> dict[str, int]:
+        """How many threads are stuck in each cell's database driver or messaging library, where there are any."""
+        return {str(handles.cell): handles.stuck for handles in self._every() if handles.stuck}
+
     def follow(self, records: Mapping[int | str, Cell]) -> None:
         """Retire what is open of cells that are gone, or whose URLs are others now.
 

@@ -94,13 +94,13 @@ class Rig:
     def __enter__(self) -> Self:
         """Create everything."""
         with ExitStack() as exits:
-            api = exits.enter_context(servers.postgresql_database(self._servers["postgresql"]))
+            self._api = exits.enter_context(servers.postgresql_database(self._servers["postgresql"]))
             self.databases = {
                 "postgresql": exits.enter_context(servers.postgresql_database(self._servers["postgresql"])),
                 "mariadb": exits.enter_context(servers.mariadb_database(self._servers["mariadb"])),
             }
             self._vhosts = {cell: exits.enter_context(self._broker.vhost()) for cell in CELLS}
-            self._create(api)
+            self._create()
             self.workers = {
                 # it takes a URL with a query
                 cell: exits.enter_context(closing(Worker(cell, f"{url}?ssl=0", self._folder / cell)))
@@ -114,11 +114,11 @@ class Rig:
     def __exit__(self, *exc_info: object) -> None:
         self._exits.close()
 
-    def _create(self, api: str) -> None:
+    def _create(self) -> None:
         configuration = self._folder / "cellmw.conf"
-        configuration.write_text(CONFIGURATION.format(api_database=api))
+        configuration.write_text(CONFIGURATION.format(api_database=self._api))
         self.plan = {"configuration": str(configuration), "instances": {}}
-        with Store(make_engine(api, {}, pre_ping=False)) as store:
+        with Store(make_engine(self._api, {}, pre_ping=False)) as store:
             migrations.sync(store.engine)
             for cell in CELLS:
                 self._ask(cell, "CREATE TABLE marks (name VARCHAR(255))")
@@ -129,14 +129,9 @@ class Rig:
                 store.create_instance(instance, project_id=PROJECT, cell_id=record.id)
 
     def add_cell(self, name: str, database_connection: str) -> None:
-        """Create one more cell, which has no worker."""
-        url = sqlalchemy.make_url(self._configured("connection"))
-        with Store(make_engine(url.render_as_string(hide_password=False), {}, pre_ping=False)) as store:
-            store.create_cell(name=name, database_connection=database_connection, transport_url=self._vhosts[CELLS[0]])
-
-    def _configured(self, option: str) -> str:
-        lines = (self._folder / "cellmw.conf").read_text().splitlines()
-        return next(line.partition(" = ")[2] for line in lines if line.startswith(option))
+        """Create one more cell, which has no queue."""
+        with Store(make_engine(self._api, {}, pre_ping=False)) as store:
+            store.create_cell(name=name, database_connection=database_connection, transport_url=f"fake://{name}/")
 
     def marks(self, cell: str) -> list[str]:
         """Return what is committed in a cell, in the order of the alphabet."""

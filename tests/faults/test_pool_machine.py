@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import random
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from tests.faults.pool_world import Place
 
 REQUESTS = 10_000
-"""How many there are at least, in each of the two tests."""
+"""How many there are at least, each of which gets a lease: for the machine, and for the threads."""
 
 MAX_CELLS = 6
 MAX_OPEN_CELLS = 4
@@ -69,7 +70,7 @@ NEVER_THERE = 10**6
 """The id of no cell."""
 
 NUMBERS = st.integers(0, 59)
-"""Which one of what there is: the count of that is a divisor of 60 in most cases."""
+"""Which one of what there is, as a remainder: up to six of anything have the same chance."""
 
 OPTIONS = {
     "refresh_interval": LONG,
@@ -515,9 +516,9 @@ class Chaos:
         """A cell moves, perhaps to where it has been before; perhaps its old handles can't be closed as they should."""
         cell_id = self._chance.choice(self.truth.there)
         places = self.truth.places[cell_id]
-        new, last = self._world.new_place(), places[-1]
-        assert last is not None
-        new = self._chance.choice([new, new._replace(queue=last.queue), new._replace(database=last.database), *places])
+        new, before = self._world.new_place(), [place for place in places if place is not None]
+        queue, database = before[-1].queue, before[-1].database
+        new = self._chance.choice([new, new._replace(queue=queue), new._replace(database=database), *before])
         for opened in self._world.opened:
             opened.close_fails |= self._chance.random() < 0.3
         places.append(new)
@@ -606,13 +607,8 @@ class Client:
                 for _ in range(3 if count == 0 else 1):
                     self._use(*self.stream)
                 self._end(self.stream[0])
-            if count < REQUESTS_PER_ROUND or self._leaves_one_open:
+            if count < REQUESTS_PER_ROUND or (self._leaves_one_open and not self._truth.closed):
                 self.stream = self._begin()
-
-    def finish(self) -> None:
-        """End the last one."""
-        if self.stream is not None:
-            self._end(self.stream[0])
 
     def _begin(self) -> tuple[Request, list[Place | None]] | None:
         cell_id = self._choose()
@@ -660,6 +656,16 @@ class Client:
             self.wrong.append(request)
 
 
+@pytest.fixture
+def often_interrupted() -> Iterator[None]:
+    """Threads are interrupted a hundred times as often as usual, so that they meet where they rarely do."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 100)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("often_interrupted")
 def test_threads(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     """The same in eight threads, while another one changes and breaks cells, and closes everything in the end."""
     seed = new_seed()

