@@ -12,17 +12,18 @@ import contextlib
 import functools
 import logging
 import math
+import re
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 from oslo_db.sqlalchemy import exc_filters
-from sqlalchemy import event, exc, pool
+from sqlalchemy import Connection, event, exc, pool
 from sqlalchemy.engine.base import OptionEngine
 
 from cellmw import forks
 from cellmw.deadline import after, left
-from cellmw.exceptions import CellmwError, DeadlineExceeded
+from cellmw.exceptions import CellmwError, CellsClosed, DeadlineExceeded
 from cellmw.watch import Wait
 
 if TYPE_CHECKING:
@@ -62,7 +63,11 @@ _TIMED_OUT = {"57014", 1969, 3024}
 """What a server says that ended a statement for its time: PostgreSQL, MariaDB, MySQL."""
 
 _NO_PLACE = {"53300", 1040, 1203, 1226}
-"""What a server says that has as many connections as it may have: it is there, and does not answer us."""
+"""What a server says that has as many connections as it may have: those that are there go on working."""
+
+
+_NO_PLACE_TEXT = re.compile("too many (clients|connections)|connection slots are reserved")
+"""What PostgreSQL says then: where a connection could not be made psycopg has no SQLSTATE."""
 
 
 class Claim(Protocol):
@@ -136,8 +141,15 @@ class Bounds:
     def probe(self) -> None:
         """Connect and have one statement executed, outside the pool.
 
-        :raises Exception: if that fails, within a few seconds
+        :raises Exception: if that fails, within a few seconds, unless all that is missing is a place
         """
+        try:
+            self._probe()
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            if not has_no_place(error):
+                raise
+
+    def _probe(self) -> None:
         wait = self._here.wait = Wait(after(PROBE_TIMEOUT), _nothing)
         self._here.claim = None
         self.watch.begin(wait)
@@ -271,7 +283,12 @@ class Bounds:
     def _wait(
         self, claim: Claim, connection: Any, doing: str, do: Callable[..., T], *arguments: Any, grace: float = 0.0
     ) -> T:
-        deadline = claim.until()
+        try:
+            deadline = claim.until()
+        except CellsClosed:
+            if grace:
+                return cast("T", None)  # a ROLLBACK is its parent's to send
+            raise
         if left(deadline) <= grace:
             if not grace:
                 raise claim.expired(doing)
@@ -288,10 +305,20 @@ class Bounds:
             self.watch.end(wait)
 
 
+class _BoundedConnection(Connection):
+    """A connection of a bounded engine. Lives as long as its block."""
+
+    @property
+    def info(self) -> Any:
+        # oslo.db asks a SQLite's for it at the end of a transaction, also of one that was lost with its connection
+        return {} if self.invalidated else super().info
+
+
 class BoundedEngine(OptionEngine):
     """An engine as one lease, or the store, uses it; its pool is shared. Lives as long as that."""
 
     _sqla_logger_namespace = "sqlalchemy.engine.Engine"
+    _connection_cls = _BoundedConnection
     _has_events = True  # oslo.db listens to every engine; the base class would look it up for each of them
     bounds: Bounds
     claim: Claim
@@ -364,7 +391,7 @@ class _BoundedCursor:
 
 def has_no_place(error: BaseException) -> bool:
     """Tell whether the server has refused a connection because it has too many: it is not down."""
-    return _code(error) in _NO_PLACE
+    return _code(error) in _NO_PLACE or _NO_PLACE_TEXT.search(str(error)) is not None
 
 
 def cause(error: BaseException) -> str:

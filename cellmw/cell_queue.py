@@ -41,6 +41,12 @@ LOG = logging.getLogger(__name__)
 _MAX_STUCK = 4
 """How many threads that were left may be stuck in the library before nobody else is let in."""
 
+_REFUSAL = 5
+"""Probe intervals for which a broker that has refused us is not asked whether it is there: it is, which is no help."""
+
+_PURPOSES = (common.PURPOSE_SEND, common.PURPOSE_LISTEN)
+"""What there are connections for: messages, and the replies to calls."""
+
 _GRACE = 0.1
 """Seconds that the library gets to end by itself what ends at the deadline, before its thread is left."""
 
@@ -120,8 +126,8 @@ class CellQueue:
         if isinstance(driver, amqpdriver.AMQPDriverBase):
             self._door = _Door(driver, self, limits.patience)
         self._lock = threading.Lock()  # guards who makes the first contact
-        self._contact: _Contact | None = None
-        self._contacted = False
+        self._contacts: dict[str, _Contact] = {}
+        self._contacted: set[str] = set()
 
     @classmethod
     def open(
@@ -223,8 +229,10 @@ class CellQueue:
 
     def _take(self, passage: _Passage, send: Callable[[], Any]) -> Any:
         self._admit(passage.deadline)
-        if self._door is not None and not self._contacted:
-            self._wait_for_contact(self._door, passage.deadline)
+        if self._door is not None:
+            for purpose in _PURPOSES if passage.is_call else _PURPOSES[:1]:
+                if purpose not in self._contacted:
+                    self._wait_for_contact(self._door, purpose, passage.deadline)
         try:
             return self._crew.run(
                 partial(self._deliver, passage, send),
@@ -269,7 +277,7 @@ class CellQueue:
             raise self._unavailable("it was closed")
         if self.breaker.refuses():
             raise self._unavailable(self.breaker.cause)
-        if len(self.stuck) > _MAX_STUCK:
+        if len(self.stuck) >= _MAX_STUCK:
             raise self._unavailable(f"{len(self.stuck)} threads are stuck in it")
         if not left(deadline):
             raise self._no_place()
@@ -295,19 +303,19 @@ class CellQueue:
     def _log_stuck(self) -> None:
         LOG.warning("cell %s: %d threads are stuck in its queue", self.cell, len(self.stuck))
 
-    def _wait_for_contact(self, door: _Door, deadline: Deadline) -> None:
-        """Wait until publishing and the replies have a connection, which somebody makes without a user's message."""
+    def _wait_for_contact(self, door: _Door, purpose: str, deadline: Deadline) -> None:
+        """Wait until sending, or the replies, have a connection, which somebody makes without a user's message."""
         with self._lock:
-            contact, begins = self._contact, False
-            if contact is None and not self._contacted:
+            contact, begins = self._contacts.get(purpose), False
+            if contact is None and purpose not in self._contacted:
                 contact, begins = _Contact(), True
-                self._contact = contact
+                self._contacts[purpose] = contact
         if contact is None:
             return
         if begins:
             try:
                 self._crew.run(
-                    partial(self._make_contact, contact, door),
+                    partial(self._make_contact, contact, door, purpose),
                     deadline,
                     self.stuck,
                     "the queue",
@@ -316,38 +324,38 @@ class CellQueue:
             except DeadlineExceeded:
                 self._log_stuck()
             except RuntimeError:  # there are no more threads
-                self._end_contact(contact, "no thread")
+                self._end_contact(contact, purpose, "no thread")
                 raise
         if not contact.wait(left(deadline)):
             raise self._unavailable("no answer in time")
         if contact.cause:
             raise self._unavailable(contact.cause)
 
-    def _make_contact(self, contact: _Contact, door: _Door) -> None:
+    def _make_contact(self, contact: _Contact, door: _Door, purpose: str) -> None:
         cause = "ended"
         try:
             with self.operation():
-                door.contact()
+                door.contact(purpose)
             cause = ""
-            self._contacted = True
+            self._contacted.add(purpose)
         except CellUnavailable as unavailable:  # the breaker has opened meanwhile
             cause = unavailable.cause
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no connection
             # not chained to what the requesters get: what a wrong URL makes the library say can quote it
             cause = self._failed(error).cause
         finally:
-            self._end_contact(contact, cause)
+            self._end_contact(contact, purpose, cause)
 
-    def _end_contact(self, contact: _Contact, cause: str) -> None:
+    def _end_contact(self, contact: _Contact, purpose: str, cause: str) -> None:
         with self._lock:
-            self._contact = None
+            del self._contacts[purpose]
         contact.end(cause)
 
     def _failed(self, error: Exception) -> CellUnavailable:
         cause, root = _cause(error), _root(error)
         if not isinstance(root, OSError) or isinstance(root, ssl.SSLError):
             # the broker is there and won't have us: an answer to a probe says nothing of that for a while
-            self._no_probe_before = monotonic() + self._probe_interval / 2
+            self._no_probe_before = monotonic() + _REFUSAL * self._probe_interval
         self.breaker.failed(cause)
         return self._unavailable(cause)
 
@@ -468,10 +476,12 @@ class _Door:
         self._get, self._put, self._create = pool.get, pool.put, pool.create
         pool.get, pool.put, pool.create = self.get, self.put, self.create
 
-    def contact(self) -> None:
-        """Open a connection for sending and the one for replies."""
-        self._driver._get_connection(common.PURPOSE_SEND, retry=self.hosts - 1).close()
-        self._driver._get_reply_q()
+    def contact(self, purpose: str) -> None:
+        """Open a connection for sending, or the one for replies."""
+        if purpose == common.PURPOSE_SEND:
+            self._driver._get_connection(common.PURPOSE_SEND, retry=self.hosts - 1).close()
+        else:
+            self._driver._get_reply_q()
 
     def get(self, retry: int | None = None) -> Any:
         passage = getattr(self.here, "passage", None) or _Passage(after(self._patience), True, False)

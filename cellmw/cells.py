@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cellmw import forks
 from cellmw.context import copy_context, target
-from cellmw.exceptions import CellBusy, CellUnavailable, InstanceNotMapped
+from cellmw.exceptions import CellBusy, CellsClosed, CellUnavailable, InstanceNotMapped
 from cellmw.lease import Lease
 from cellmw.records import Records
 from cellmw.upkeep import Upkeep
@@ -201,15 +201,12 @@ class Cells:
         self._pool.retire_idle()
 
     def _open(self, cell_id: int, deadline: Deadline | None) -> Handles:
+        if self._pool.closed:
+            raise CellsClosed
         if self._upkeep.start():
             self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), os.getpid())
             atexit.register(self._at_exit)
-        cell = self._records.get(cell_id, deadline)
-        handles = self._pool.open(cell, deadline)
-        if self._records.known.get(cell_id) is not cell:
-            # they were read while these were being opened, which may have been out of date from the beginning
-            self._records.follow_again()
-        return handles
+        return self._pool.open(self._records.get(cell_id, deadline), deadline)
 
 
 def _close_at_exit(weak: weakref.ref[Cells], process: int) -> None:

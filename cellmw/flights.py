@@ -56,7 +56,7 @@ class Flights(Generic[K, V]):
                 flight.landed.release()
                 if flight.error is None:
                     return flight.value
-                if isinstance(flight.error, Exception) and not isinstance(flight.error, DeadlineExceeded):
+                if isinstance(flight.error, Exception) and not _is_overdue(flight.error):
                     raise flight.error
                 # what ended the leader, its deadline or its thread, says nothing of ours
             finally:
@@ -93,6 +93,11 @@ class Flights(Generic[K, V]):
                         del self._under_way[key]
             flight.landed.release()
             del flight
+
+
+def _is_overdue(error: Exception) -> bool:
+    """Tell whether it was the leader's own time that was up, also where that is told in other words."""
+    return isinstance(error, DeadlineExceeded) or isinstance(error.__cause__, DeadlineExceeded)
 
 
 class _Flight(Generic[V]):

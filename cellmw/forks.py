@@ -9,10 +9,13 @@ that is freed says goodbye to the server, on the connection that is its parent's
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import socket
 import weakref
 from typing import Any, Protocol
+
+LOG = logging.getLogger(__name__)
 
 
 class Heir(Protocol):
@@ -47,15 +50,30 @@ def defuse(connection: Any) -> None:
         descriptor = (getattr(connection, "fileno", None) or connection._sock.fileno)()
     except Exception:  # noqa: BLE001 - it is closed, or its driver shows no socket
         return
-    dead, other = socket.socketpair()
-    with dead, other:
-        other.close()
-        os.dup2(dead.fileno(), descriptor, inheritable=False)
+    if descriptor < 0:  # it is being closed
+        return
+    try:
+        dead, other = socket.socketpair()
+    except OSError:  # there are as many descriptors as there may be: this one is given up for another
+        os.close(descriptor)
+        _replace(descriptor, os.open(os.devnull, os.O_RDONLY))
+        return
+    other.close()
+    _replace(descriptor, dead.detach())
+
+
+def _replace(descriptor: int, other: int) -> None:
+    if other != descriptor:
+        os.dup2(other, descriptor, inheritable=False)
+        os.close(other)
 
 
 def _begin_anew() -> None:
     for heir in tuple(_HEIRS):
-        heir.begin_anew()
+        try:
+            heir.begin_anew()
+        except Exception:
+            LOG.exception("%r could not begin anew in a child process", heir)
 
 
 os.register_at_fork(after_in_child=_begin_anew)

@@ -41,6 +41,7 @@ class Handles:
     :ivar ended: called, with them, whenever something has ended that used them, where somebody waits for that
     :ivar used_at: when the last lease has ended, on the clock of ``time.monotonic()``
     :ivar closed: whether ``close()`` was called
+    :ivar disowned: whether they are another process's, and this one has only inherited them
     :ivar conf: the options that the transport and its clients go by
     :ivar queue: None for a cell that has no message queue
     :ivar database: the cell's database
@@ -60,7 +61,7 @@ class Handles:
         self.retired = False
         self.ended: Callable[[Handles], object] | None = None
         self.used_at = monotonic()
-        self.closed = False
+        self.closed = self.disowned = False
         self.down: tuple[str, ...] = ()
         self._operations: set[int] = set()
         # in the order of opening: closed from the end
@@ -152,7 +153,7 @@ class Handles:
 
     def disown(self) -> None:
         """Be closed, in a child process, to whoever has inherited a lease on them; their parent's they are still."""
-        self.closed = self.retired = True
+        self.disowned = self.closed = self.retired = True
         self._closing.clear()
         self.ended = None
         self.database.disown()

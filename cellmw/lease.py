@@ -106,8 +106,12 @@ class Lease:
         """Return the deadline of a wait that begins now.
 
         After the first chunk of the response, and outside a request, each wait has a length of its own.
+
+        :raises CellsClosed: in a child process, which has only inherited the lease
         """
         handles = self._handles
+        if handles is not None and handles.disowned:
+            raise CellsClosed
         if self.deadline is not None and not (hasattr(self, "chunks") and length_hint(self.chunks) < ALL):
             return self.deadline
         return after(_LAST_PATIENCE if handles is None else handles.patience)
@@ -144,9 +148,12 @@ class Lease:
             raise LeaseClosed(self.cell)
 
     def release(self) -> None:
-        """Give the claim back: every view raises LeaseClosed from now on. A second call does nothing."""
+        """Give the claim back: every view raises LeaseClosed from now on. A second call does nothing.
+
+        Nor does one in a child process: what is open under the lease is its parent's.
+        """
         handles = self._handles
-        if handles is None:
+        if handles is None or handles.disowned:
             return
         try:
             handles.leases.remove(id(self))

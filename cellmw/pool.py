@@ -35,6 +35,7 @@ class Pool:
     their deadline, and nobody waits for another cell's opener.
 
     :ivar handles: those that are open, by the id of their cell
+    :ivar closed: whether ``close()`` was called
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Pool:
         self._idle_timeout = idle_timeout
         self._drain_timeout = drain_timeout
         self.handles: dict[int, Handles] = {}
-        self._closed = False
+        self.closed = False
+        self._records: Mapping[int | str, Cell] | None = None
         self._begin()
 
     def _begin(self) -> None:
-        self._reaper = Reaper()
+        self._reaper = Reaper(self._tell)
         self._openers: Flights[int, Handles] = Flights()
         self._lock = threading.Lock()  # guards closing against opening, and the places
         self._places = 0  # taken by cells that are being opened
@@ -89,7 +91,7 @@ class Pool:
             deadline=deadline,
             waited_for=f"cell {cell} to be opened",
         )
-        if self._closed:
+        if self.closed:
             raise CellsClosed
         return handles
 
@@ -108,6 +110,8 @@ class Pool:
 
         Leases that are open keep what they have. The next one on a cell that is still there opens it anew.
         """
+        with self._lock:
+            self._records = records
         for handles in list(self.handles.values()):
             record = records.get(handles.cell.id)
             if record is not None and record.fingerprint == handles.cell.fingerprint:
@@ -129,11 +133,11 @@ class Pool:
         Leases that are still open at the end of the time that they have find theirs closed.
         """
         with self._lock:
-            self._closed = True
+            self.closed = True
             every = list(self.handles.values())
             self.handles.clear()
         for handles in every:
-            self._retire(handles, "everything is being closed")
+            self._reaper.retire(handles)
         self._reaper.drain(after(self._drain_timeout))
 
     def _make_room(self, deadline: Deadline | None) -> None:
@@ -152,6 +156,9 @@ class Pool:
     def _take_place(self) -> bool:
         while True:
             with self._lock:
+                closing = sum(not handles.in_use for handles in tuple(self._reaper.retired))
+                if closing >= self._max_open_cells:
+                    return False  # they are opened faster than they are closed
                 if len(self.handles) + self._places < self._max_open_cells:
                     self._places += 1
                     return True
@@ -166,10 +173,11 @@ class Pool:
             ended.put(None)
 
     def _retire(self, handles: Handles, why: str) -> None:
-        LOG.info("cell %s: %s", handles.cell, why)
         with self._lock:
-            if self.handles.get(handles.cell.id) is handles:
-                del self.handles[handles.cell.id]
+            if self.handles.get(handles.cell.id) is not handles:
+                return  # somebody else has retired them
+            del self.handles[handles.cell.id]
+        LOG.info("cell %s: %s", handles.cell, why)
         self._reaper.retire(handles)
         self._tell(handles)
 
@@ -177,7 +185,7 @@ class Pool:
         return [*self.handles.values(), *self._reaper.retired]
 
     def _open(self, cell: Cell, deadline: Deadline | None) -> Handles:
-        if self._closed:
+        if self.closed:
             raise CellsClosed
         if not self._max_open_cells:
             return self._open_handles(cell)
@@ -197,7 +205,18 @@ class Pool:
                 return  # they were found open, and may have been retired since
             if self._max_open_cells:
                 self._places -= 1
-            if not self._closed:
+            if not self.closed and not self._is_outdated(handles.cell):
                 self.handles[handles.cell.id] = handles
                 return
-        handles.close()
+        if self.closed:
+            handles.close()
+            return
+        # whoever has asked for them finds them retired, and asks again
+        self._reaper.retire(handles)
+
+    def _is_outdated(self, cell: Cell) -> bool:
+        """Tell whether the cell's record has changed while the cell was being opened."""
+        if self._records is None:
+            return False
+        record = self._records.get(cell.id)
+        return record is None or record.fingerprint != cell.fingerprint

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from cellmw.deadline import left
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cellmw.deadline import Deadline
     from cellmw.handles import Handles
 
@@ -30,8 +32,12 @@ class Reaper:
     :ivar retired: those that are still in use, or being closed
     """
 
-    def __init__(self) -> None:
-        """Begin with nothing retired, and no thread."""
+    def __init__(self, closed: Callable[[Handles], object] = lambda handles: None) -> None:
+        """Begin with nothing retired, and no thread.
+
+        :param closed: called with what has been closed
+        """
+        self._closed = closed
         self.retired: set[Handles] = set()
         # a finalizer may put something into it, wherever it interrupts
         self._idle: SimpleQueue[Handles | None] = SimpleQueue()
@@ -95,4 +101,5 @@ class Reaper:
         with self._all_closed:
             self.retired.discard(handles)
             self._all_closed.notify_all()
+        self._closed(handles)
         LOG.info("cell %s: what it had open is closed", handles.cell)

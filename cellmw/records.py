@@ -96,8 +96,3 @@ class Records:
             if self._is_behind:
                 LOG.info("the cells can be read again")
             self._is_behind = False
-
-    def follow_again(self) -> None:
-        """Tell once more what is known, for something that was opened while it was read."""
-        with self._following:
-            self._follow(self.known)

@@ -155,18 +155,18 @@ class Database:
         except DATABASE_ERRORS as error:
             # once COMMIT is on its way nobody knows whether it has arrived
             if last or not connected or committing or not _dropped(error):
-                raise self._failure(error) from error
+                raise self._failure(error, connected) from error
         return self._run(engine, work, writes=writes, last=True)
 
-    def _failure(self, error: Exception) -> StoreUnavailable:
-        if not _dropped(error) and self._tables_are_missing():
+    def _failure(self, error: Exception, connected: bool) -> StoreUnavailable:
+        if connected and not _dropped(error) and self._tables_are_missing():
             return StoreUnavailable("the API database has no tables for cells yet: run `cellmw-manage api_db sync`")
         return failure(error)
 
     def _tables_are_missing(self) -> bool:
         try:
-            return not models.metadata.tables.keys() <= set(sqlalchemy.inspect(self._engine).get_table_names())
-        except DATABASE_ERRORS:
+            return not models.metadata.tables.keys() <= set(sqlalchemy.inspect(self._bounded).get_table_names())
+        except (*DATABASE_ERRORS, DeadlineExceeded):
             return False
 
 

@@ -27,15 +27,21 @@ class Child:
     As a block, it is killed at the end of the block where it still lives.
     """
 
-    def __init__(self, work: Callable[[], Any], at_end: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        work: Callable[[], Any],
+        at_end: Callable[[], object] = lambda: None,
+        fork: Callable[[], int] = os.fork,
+    ) -> None:
         """Fork.
 
         :param work: what the child does; returns what can be written as JSON
         :param at_end: what it does when it is told to end
+        :param fork: what forks
         """
         told, telling = os.pipe()
         hearing, saying = os.pipe()
-        self.pid = os.fork()
+        self.pid = fork()
         if not self.pid:
             # nothing below this line of the stack is ever returned to
             _be_the_child(work, at_end, telling, hearing)

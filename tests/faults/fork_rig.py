@@ -87,7 +87,7 @@ class Rig:
     def __init__(self, folder: Path, postgresql: sqlalchemy.URL, mariadb: sqlalchemy.URL, broker: servers.Broker):
         """Start nothing yet."""
         self._folder = folder
-        self._servers = {"postgresql": postgresql, "mariadb": mariadb}
+        self._servers = {"api": postgresql, "postgresql": postgresql, "mariadb": mariadb}
         self._broker = broker
         self._exits = ExitStack()
 
@@ -96,6 +96,7 @@ class Rig:
         with ExitStack() as exits:
             self._api = exits.enter_context(servers.postgresql_database(self._servers["postgresql"]))
             self.databases = {
+                "api": self._api,
                 "postgresql": exits.enter_context(servers.postgresql_database(self._servers["postgresql"])),
                 "mariadb": exits.enter_context(servers.mariadb_database(self._servers["mariadb"])),
             }
@@ -143,18 +144,20 @@ class Rig:
             self._ask(cell, "DELETE FROM marks")
 
     def connections(self, cell: str) -> set[int]:
-        """Return the numbers of the connections to a cell's database."""
+        """Return the numbers of the connections to a cell's database, or to that of the API."""
         return set(self._ask_server(cell, CONNECTIONS))
 
     def statements(self, cell: str) -> list[str]:
         """Return what a cell's database is doing."""
         return self._ask_server(cell, STATEMENTS)
 
-    def queue_connections(self, cell: str) -> set[str]:
-        """Return the names of the connections to a cell's queue, the worker's included."""
+    def queue_connections(self, cell: str, process: int) -> set[str]:
+        """Return the names of a process' connections to a cell's queue."""
         vhost = self._vhosts[cell].rpartition("/")[2]
-        lines = self._broker.administer("list_connections", "pid", "vhost").splitlines()
-        return {line.split()[0] for line in lines if line.split()[-1] == vhost}
+        # oslo.messaging tells the broker who opens a connection
+        lines = self._broker.administer("list_connections", "pid", "vhost", "client_properties").splitlines()
+        rows = [line.split("\t") for line in lines]
+        return {row[0] for row in rows if row[1] == vhost and f":{process}:" in row[2]}
 
     def _ask_server(self, cell: str, statements: dict[str, str]) -> list[Any]:
         url = sqlalchemy.make_url(self.databases[cell])

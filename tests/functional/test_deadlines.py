@@ -94,28 +94,6 @@ def test_statement(fake_cells: FakeCells) -> None:
     assert fake_cells.recorder.leased == fake_cells.recorder.released == ["cell1"]
 
 
-def test_statement_after_the_deadline(fake_cells: FakeCells) -> None:
-    """So is one that the app begins after the deadline, however short it is."""
-
-    def step(context: Any) -> int:
-        threading.Event().wait(SOON)
-        return read(context)
-
-    assert is_try_later(ask(fake_cells.filter(App(step), request_deadline=SOON), fake_cells.map("cell1")))
-
-
-def test_error_that_the_app_takes(fake_cells: FakeCells) -> None:
-    """An app that takes the error may answer as it likes."""
-
-    def step(context: Any) -> str:
-        with pytest.raises(DeadlineExceeded):
-            read(context, ENDLESS)
-        return "later"
-
-    answer = ask(fake_cells.filter(App(step), request_deadline=SOON), fake_cells.map("cell1"))
-    assert (answer.status_code, answer.text) == (200, "later")
-
-
 def test_look_up(fake_cells: FakeCells) -> None:
     """Waiting for another request that looks the instance up ends at the deadline; the app is not called."""
     cell_filter = fake_cells.filter(app := App(), request_deadline=SOON)
@@ -183,13 +161,6 @@ def test_malformed_header(fake_cells: FakeCells, value: str) -> None:
     assert (answer.status_code, answer.content_type) == (400, "application/json")
     assert answer.json["badRequest"]["code"] == 400
     assert (app.left, fake_cells.recorder.leased) == ([], [])
-
-
-def test_no_header_by_default(fake_cells: FakeCells) -> None:
-    """Where no header was chosen none is looked at."""
-    cell_filter = fake_cells.filter(app := App())
-    assert ask(cell_filter, fake_cells.map("cell1"), **{"X-Deadline": "soon"}).status_code == 200
-    assert app.left[0] > 30
 
 
 # the first chunk, and those after it

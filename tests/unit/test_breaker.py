@@ -201,17 +201,6 @@ def test_probed_jitter(probed: ProbedBreaker, probe: Probe) -> None:
     assert 0.9 < max(longest) <= 1.0
 
 
-def test_probed_again(probed: ProbedBreaker, probe: Probe, caplog: pytest.LogCaptureFixture) -> None:
-    """A thing that goes down again is known to be down again, and probed again."""
-    caplog.set_level("INFO", "cellmw.breaker")
-    probe.answers = True
-    for count in (1, 2, 3):
-        probed.failed("TimeoutError")
-        join()
-        assert (probed.is_open, probe.count) == (False, count)
-    assert [level for level, _ in lines(caplog)] == ["WARNING", "INFO"] * 3
-
-
 def test_suspect_that_answers(probed: ProbedBreaker, probe: Probe, caplog: pytest.LogCaptureFixture) -> None:
     """What is only suspected is probed once, at once, stays closed where it answers, and nothing is logged."""
     caplog.set_level("INFO", "cellmw.breaker")
@@ -252,15 +241,6 @@ def test_closed_for_good(probed: ProbedBreaker, probe: Probe, caplog: pytest.Log
     probed.suspect()
     join()
     assert (probed.is_open, probe.count, lines(caplog)) == (False, 0, [])
-
-
-def test_end_of_the_probes() -> None:
-    """Its end is the end of its probes, also where the next one would come much later."""
-    breaker = ProbedBreaker("cell cell1: its queue", lambda: 1 / 0, 3600.0)
-    breaker.failed("TimeoutError")
-    breaker.close()
-    join()
-    assert breaker.is_open
 
 
 def test_many_threads_fail(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from oslo_db.sqlalchemy import enginefacade
-from sqlalchemy import exc, text
+from sqlalchemy import text
 
 from cellmw.cell_database import CellDatabase
 from cellmw.exceptions import CellMisconfigured
@@ -73,22 +73,6 @@ def test_source(
     assert database.replica is not database.engine
 
 
-def test_no_replica(open_database: Callable[..., CellDatabase]) -> None:
-    """Where there is no replica everybody shares one pool and one breaker."""
-    database = open_database()
-    sources = [database.source(mode) for mode in (READER, ASYNC_READER, WRITER)]
-    assert {source.engine.pool for source in sources} == {database.engine.pool}
-    assert {source.breaker for source in sources} == {database.breaker}
-
-
-def test_breaker_of_the_replica(open_database: Callable[..., CellDatabase], cell2: Cell) -> None:
-    """A replica has a breaker of its own: what goes on there is not said of the database, and the other way round."""
-    database = open_database(replica=cell2.reveal_database_connection())
-    assert database.writer.breaker is database.breaker
-    assert database.async_reader.breaker is not database.breaker
-    assert "replica" in repr(database.async_reader.breaker)
-
-
 def test_probe(open_database: Callable[..., CellDatabase]) -> None:
     """A probe asks the database itself, by a connection of its own that it closes."""
     database = open_database(max_pool_size=1, max_overflow=0)
@@ -102,15 +86,6 @@ def test_probe(open_database: Callable[..., CellDatabase]) -> None:
         assert not database.breaker.is_open
         pool: Any = database.engine.pool
         assert (pool.checkedout(), pool.checkedin()) == (1, 0)
-
-
-def test_probe_of_what_is_not_there(cell1: Cell, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe of a database that can't be opened fails."""
-    monkeypatch.setattr(type(cell1), "reveal_database_connection", lambda self: f"sqlite:///{tmp_path}/none/x.sqlite")
-    database = CellDatabase.open(cell1, {}, Limits())
-    with pytest.raises(Exception, match="unable to open"):
-        database.reader.bounds.probe()
-    database.close()
 
 
 def test_unusable_replica(open_database: Callable[..., CellDatabase]) -> None:
@@ -133,25 +108,3 @@ def test_close(open_database: Callable[..., CellDatabase], cell2: Cell) -> None:
     for source in (database.reader, database.async_reader):
         source.breaker.failed("TimeoutError")
         assert not source.breaker.is_open
-
-
-def test_one_close_fails(open_database: Callable[..., CellDatabase], cell2: Cell) -> None:
-    """Where closing one of the two fails the other is closed all the same."""
-    database = open_database(replica=cell2.reveal_database_connection())
-    disposed: list[object] = []
-    for engine in (database.engine, database.replica):
-        engine.dispose = lambda engine=engine: disposed.append(engine) or (_ for _ in ()).throw(exc.InvalidRequestError)
-    with pytest.raises(exc.InvalidRequestError):
-        database.close()
-    assert set(disposed) == {database.engine, database.replica}
-    for engine in (database.engine, database.replica):
-        del engine.dispose
-
-
-def test_session_stays_closed(open_database: Callable[..., CellDatabase]) -> None:
-    """A session that was closed does not open itself again."""
-    session = open_database().reader.maker()
-    session.execute(text("SELECT 1"))
-    session.close()
-    with pytest.raises(exc.InvalidRequestError):
-        session.execute(text("SELECT 1"))

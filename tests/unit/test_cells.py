@@ -204,7 +204,7 @@ def test_close(cells: Cells, cell1: Cell) -> None:
         handles = lease.handles
     cells.close()
     cells.close()
-    assert repr(handles) == "<Handles cell=cell1 leases=0 closed>"
+    assert repr(handles) == "<Handles cell=cell1 leases=0 stuck=0 closed>"
     with pytest.raises(CellsClosed):
         cells.lease(cell1.id)
 

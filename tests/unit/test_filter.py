@@ -16,7 +16,6 @@ from paste.deploy import loadapp
 from sqlalchemy import text
 
 from cellmw.context import RequestContext
-from cellmw.deadline import after
 from cellmw.exceptions import CellHasNoTransport, ConfigError, DeadlineExceeded
 from cellmw.filter import CELLS_KEY, CellFilter
 from cellmw.lease import DatabaseView, lease_of
@@ -48,14 +47,12 @@ class RecordingApp:
         self.environs: list[dict[str, Any]] = []
         self.contexts: list[Any] = []
         self.states: list[str | None] = []
-        self.deadlines: list[float] = []
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         context = environ.get(CONTEXT)
         self.environs.append(environ)
         self.contexts.append(context)
         self.states.append(environ[TARGET_KEY].state if TARGET_KEY in environ else None)
-        self.deadlines += [environ[TARGET_KEY].deadline] if TARGET_KEY in environ else []
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [name_of(context).encode()]
 
@@ -655,13 +652,3 @@ def test_deadline_header_without_a_name(make_filter: MakeFilter, app: RecordingA
     """A name that no header can have is a mistake in the configuration."""
     with pytest.raises(ConfigError, match="deadline_header"):
         make_filter(app, deadline_header="X Deadline")
-
-
-def test_deadline_header(make_filter: MakeFilter, app: RecordingApp, instance: str) -> None:
-    """The header that was chosen lowers the deadline of a request for an instance; others do not read it."""
-    cell_filter = make_filter(app, deadline_header="X-Deadline")
-    before = after(0)
-    assert get(cell_filter, HTTP_X_DEADLINE="7").status_code == 200
-    assert get(cell_filter, "/flavors", HTTP_X_DEADLINE="soon").status_code == 200
-    assert get(cell_filter, HTTP_X_DEADLINE="soon").status_code == 400
-    assert before + 7 <= app.deadlines[0] <= after(7)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import socket
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -178,13 +179,36 @@ def test_defuse_here(driver: Callable[[socket.socket], object]) -> None:
 
 
 @EACH_DRIVER
+def test_defuse_without_descriptors(driver: Callable[[socket.socket], object]) -> None:
+    """A connection is defused where there are as many descriptors as there may be."""
+    ours, theirs = socket.socketpair()
+
+    def use() -> bool:
+        # counted from what is open now, with nothing left
+        resource.setrlimit(resource.RLIMIT_NOFILE, (ours.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        opened = []
+        with suppress(OSError):
+            while True:
+                opened.append(os.dup(0))
+        forks.defuse(driver(ours))
+        try:
+            ours.sendall(b"child")
+        except OSError:
+            return True
+        return False
+
+    with ours, theirs:
+        assert come_to(use)
+
+
+@EACH_DRIVER
 def test_defuse_closed(driver: Callable[[socket.socket], object]) -> None:
     """A connection that is closed already is left alone, and so is whoever has its descriptor by now."""
     ours, theirs = socket.socketpair()
     closed = driver(ours)
     number = ours.fileno()
     ours.close()
-    with theirs, socket.socketpair()[0] as other:
+    with theirs, open(os.devnull) as other:
         assert other.fileno() == number
         identity = os.fstat(number)
         forks.defuse(closed)
@@ -388,6 +412,18 @@ def test_pool(pool: Pool) -> None:
     inherited.leases.clear()
 
 
+def test_pool_parks(pool: Pool) -> None:
+    """What a child has inherited is never freed in it, since that would tell the servers."""
+    reference = weakref.ref(pool.open(CELL))
+
+    def look() -> bool:
+        pool.begin_anew()
+        gc.collect()
+        return reference() is not None
+
+    assert come_to(look)
+
+
 def test_pool_retired(pool: Pool) -> None:
     """What its parent had taken out of use, and still waits for, is closed to a child, too."""
     inherited = pool.open(CELL)
@@ -437,15 +473,19 @@ def test_store(tmp_path: Path) -> None:
     with Store(make(), limits, make) as store:
         migrations.sync(store.engine)
         engine, breaker = store.engine, store.breaker
+        pool = weakref.ref(engine.pool)
 
         def look() -> list[bool]:
+            nonlocal engine
             store.begin_anew()
-            return [store.engine is not engine, store.breaker is not breaker, store.list_cells() == []]
+            engine_is_another, engine = store.engine is not engine, None
+            gc.collect()
+            return [pool() is not None, engine_is_another, store.breaker is not breaker, store.list_cells() == []]
 
         with ExitStack() as holding:
             holding.enter_context(held(breaker._lock))
             holding.enter_context(held(limits.watch._lock))
-            assert come_to(look) == [True, True, True]
+            assert come_to(look) == [True, True, True, True]
         assert store.engine is engine
 
 

@@ -118,10 +118,3 @@ def test_malformed_deadline(value: str) -> None:
     """What is no plain number of seconds, or is there twice, is refused; the error names the header."""
     with pytest.raises(HeaderMalformed, match="header X-Deadline "):
         DeadlineHeader("X-Deadline").seconds(environ(x_deadline=value))
-
-
-@pytest.mark.parametrize("name", ["", "X Deadline", "X_Deadline"])
-def test_deadline_without_a_name(name: str) -> None:
-    """A name that no header can have is refused; the message names the option."""
-    with pytest.raises(ConfigError, match=r"deadline_header: .*no name of a header"):
-        DeadlineHeader(name)

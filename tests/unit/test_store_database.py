@@ -171,16 +171,6 @@ def test_deadline_of_a_read(engine: Engine, in_thread: Callable[[Callable[[], An
         assert store.find_instance(INSTANCE, after(PATIENCE)) is None
 
 
-def test_deadline_of_a_place(engine: Engine) -> None:
-    """A read waits for a place in the pool no longer than until its deadline."""
-    engine.pool._timeout = PATIENCE  # type: ignore[attr-defined]
-    with Store(engine, Limits()) as store, engine.connect(), engine.connect():
-        deadline = after(0.05)
-        with pytest.raises(StoreUnavailable, match="a connection of the pool"):
-            store.find_instance(INSTANCE, deadline)
-        assert deadline <= after(0) < deadline + PATIENCE / 2
-
-
 def test_known_to_be_down(tmp_path: Path) -> None:
     """A database that can't be opened is known to be down from then on, which those ask who can't wait."""
     engine = engines.make_engine(f"sqlite:///{tmp_path}/no/api.db", {}, pre_ping=False)
@@ -192,14 +182,4 @@ def test_known_to_be_down(tmp_path: Path) -> None:
             store.check()
         assert store.breaker is not None
         store.breaker.succeeded()
-        store.check()
-
-
-def test_mistake_is_no_outage(engine: Engine) -> None:
-    """A statement that fails for another reason says nothing of the database."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE cell_mappings ADD COLUMN more INTEGER NOT NULL")
-    with Store(engine, Limits()) as store:
-        with pytest.raises(StoreUnavailable):
-            store.create_cell(name="x", transport_url="none:///", database_connection="sqlite://")
         store.check()

@@ -353,8 +353,3 @@ def test_down(depart: Callable[..., Trip], lease: Lease, handles1: Handles) -> N
         ("down", ("database",)),
         ("targeted", ()),
     ]
-
-
-def test_nothing_is_down(depart: Callable[..., Trip]) -> None:
-    """A trip that goes nowhere is told of no outage."""
-    assert depart(None).down == ()

@@ -199,17 +199,6 @@ def test_end_waits_for_the_cut(watch: Watch, connection: Connection) -> None:
     assert ended.is_set()
 
 
-def test_wait_that_begins_meanwhile(watch: Watch, new_connection: Callable[[], Connection]) -> None:
-    """The watch looks at every wait, one that begins while it looks at others included."""
-    second = new_connection()
-    late = Wait(after(0), nothing, second)
-    wait = Wait(after(0), lambda: watch.begin(late), new_connection())
-    watch.begin(wait)
-    assert second.was_cut.wait(PATIENCE)
-    for each in (wait, late):
-        watch.end(each)
-
-
 @pytest.mark.parametrize(
     "phase",
     [
@@ -225,6 +214,28 @@ def test_no_wait_is_missed(
     for _ in range(100):
         wait_out(watch, new_connection(), after(0))
         until(lambda: phase(watch))
+
+
+def test_sleeper_is_woken(
+    watch: Watch, new_connection: Callable[[], Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait that begins while the thread sleeps wakes it."""
+    monkeypatch.setattr(module, "_IDLE_TIMEOUT", 2 * PATIENCE)
+    for _ in range(10):
+        wait_out(watch, new_connection(), after(0))
+        until(lambda: watch._asleep)
+    monkeypatch.setattr(module, "_IDLE_TIMEOUT", 0.0)
+    wait_out(watch, new_connection(), after(0))
+    until(lambda: watch._thread is None)
+
+
+def test_end_that_a_wait_prevents(watch: Watch, connection: Connection) -> None:
+    """A thread that is about to end goes on where somebody has begun to wait just before, and taken it for one."""
+    thread = watch._thread = threading.current_thread()
+    watch.begin(Wait(NEVER, nothing, connection))
+    assert (watch._may_end(), watch._thread) == (False, thread)
+    watch._waits.clear()
+    assert (watch._may_end(), watch._thread) == (True, None)
 
 
 def test_no_wait_of_many_threads_is_missed(
