@@ -33,7 +33,7 @@ _NAMES = {
 }
 
 _NOT_FOUND = (webob.exc.HTTPNotFound, "Instance {uuid} could not be found.")
-_BAD_HEADER = (webob.exc.HTTPBadRequest, "The headers that say which instance this is can't be read.")
+_BAD_HEADER = (webob.exc.HTTPBadRequest, "A header that routing or the deadline goes by can't be read.")
 _FORGED = (webob.exc.HTTPForbidden, "The header that says which instance this is has no valid signature.")
 _BUILDING = (webob.exc.HTTPConflict, "The instance is still being built.")
 _NO_QUEUE = (webob.exc.HTTPConflict, "The instance never reached a host, so this can't be done to it.")

@@ -2,8 +2,8 @@
 """Lease: one request's claim on a cell's handles, and the views of them that the request gets to see.
 
 A view looks up the handles through its lease each time it is used, so that after the release it has nothing of the cell
-left, wherever it escaped to. What can't be taken back: an Engine that was asked for, and a session that another
-thread still has open (it stays that thread's to close).
+left, wherever it escaped to. What can't be taken back: a transaction that another thread is in the middle of (it stays
+that thread's to end).
 """
 
 from __future__ import annotations

@@ -137,6 +137,7 @@ class Pool:
             every = list(self.handles.values())
             self.handles.clear()
         for handles in every:
+            LOG.info("cell %s: everything is being closed", handles.cell)
             self._reaper.retire(handles)
         self._reaper.drain(after(self._drain_timeout))
 

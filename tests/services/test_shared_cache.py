@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import socket
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +127,8 @@ def servers() -> Iterator[Callable[[str], Server]]:
 
         def server(kind: str) -> Server:
             if kind not in started:
+                if kind == "memcached" and shutil.which("memcached") is None:
+                    pytest.skip("memcached is not installed; one of the two is enough where servers are required")
                 started[kind] = found(lambda: stack.enter_context(starts[kind]()))
             return started[kind]
 

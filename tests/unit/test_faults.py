@@ -25,7 +25,7 @@ ANSWERS: list[tuple[Exception, int, str, str]] = [
         exceptions.HeaderMalformed("X-Instance-ID"),
         400,
         "badRequest",
-        "The headers that say which instance this is can't be read.",
+        "A header that routing or the deadline goes by can't be read.",
     ),
     (
         exceptions.HeaderNotSigned("X-Instance-ID"),
