@@ -371,16 +371,26 @@ class _BoundedCursor:
         self._wait = wait
 
     def fetchone(self) -> Any:
-        return self._wait(self._cursor.fetchone)
+        return self._fetch(self._cursor.fetchone)
 
     def fetchmany(self, *size: int) -> Any:
-        return self._wait(self._cursor.fetchmany, *size)
+        return self._fetch(self._cursor.fetchmany, *size)
 
     def fetchall(self) -> Any:
-        return self._wait(self._cursor.fetchall)
+        return self._fetch(self._cursor.fetchall)
 
     def close(self) -> None:
-        self._wait(self._cursor.close, grace=_ROLLBACK_GRACE)
+        self._fetch(self._cursor.close, grace=_ROLLBACK_GRACE)
+
+    def _fetch(self, fetch: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return self._wait(fetch, *arguments, **options)
+        except Exception:
+            result: Any = getattr(self._cursor, "_result", None)
+            if getattr(result, "unbuffered_active", False) and not self._cursor.connection.open:
+                # PyMySQL would read the rest of the rows from a connection that it has lost, when this is freed
+                result.unbuffered_active = False
+            raise
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.fetchone, None)

@@ -263,10 +263,9 @@ def show(deployment: Deployment) -> int:
 
 def serve(deployment: Deployment) -> int:
     """Create some instances and leave the service running until Ctrl-C."""
-    with deployment:
+    with deployment, suppress(KeyboardInterrupt):
         _create_and_tell(deployment)
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
     return 0
 
 

@@ -206,7 +206,6 @@ def test_statement_is_cut(handles: Handles) -> None:
         assert not handles.database.breaker.is_open
 
 
-@pytest.mark.xfail(strict=True, reason="oslo.db asks the lost connection for its info, which it has not got any more")
 def test_connection_is_lost(handles: Handles) -> None:
     """A statement that finds its connection lost is an outage, and the session can be rolled back and used."""
     with Lease(handles) as lease, database.writer(aimed(lease)) as session:
