@@ -42,7 +42,7 @@ $(STAMP): $(REQUIREMENTS)
 		{ echo "$(PYTHON) is older than Python 3.11: try make PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
-	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,cache,test,check,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,cache,castellan,test,check,docs]'
 	@touch $@
 
 # On servers: make demo API_DB=URL CELL1_DB=URL CELL1_MQ=URL, and CELL0_DB, CELL2_DB, CELL2_MQ; make serve likewise.

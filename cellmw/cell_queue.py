@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import logging
 import ssl
 import threading
@@ -24,6 +23,7 @@ from oslo_config import cfg
 from oslo_messaging._drivers import amqpdriver, common, impl_rabbit
 
 from cellmw.breaker import ProbedBreaker
+from cellmw.causes import cause_of, root_of
 from cellmw.deadline import after, left
 from cellmw.exceptions import CellMisconfigured, CellUnavailable, DeadlineExceeded
 from cellmw.handshake import Address, shake_hands, unverified
@@ -252,7 +252,7 @@ class CellQueue:
             if type(failure) is not oslo_messaging.MessageDeliveryFailure:
                 raise  # the server's own
             self.breaker.suspect()
-            raise self._unavailable(_cause(failure), passage.sent) from failure
+            raise self._unavailable(cause_of(failure), passage.sent) from failure
         except _OUTAGES as outage:
             if passage.stage >= _Stage.IN_HAND:
                 raise  # the server's own
@@ -352,7 +352,7 @@ class CellQueue:
         contact.end(cause)
 
     def _failed(self, error: Exception) -> CellUnavailable:
-        cause, root = _cause(error), _root(error)
+        cause, root = cause_of(error), root_of(error)
         if not isinstance(root, OSError) or isinstance(root, ssl.SSLError):
             # the broker is there and won't have us: an answer to a probe says nothing of that for a while
             self._no_probe_before = monotonic() + _REFUSAL * self._probe_interval
@@ -549,22 +549,3 @@ def register_messaging_groups(conf: cfg.ConfigOpts) -> None:
         with contextlib.suppress(cfg.NoSuchGroupError):
             opts = cfg.CONF._get_group(group)._opts.values()
             conf.register_opts([opt["opt"] for opt in opts], group=group)
-
-
-def _root(error: BaseException) -> BaseException:
-    """What the library has wrapped."""
-    while isinstance(error, (oslo_messaging.MessageDeliveryFailure, kombu.exceptions.OperationalError)):
-        inner = error.__cause__ or error.__context__
-        if inner is None:
-            break
-        error = inner
-    return error
-
-
-def _cause(error: BaseException) -> str:
-    """Say in a few words what it was. The error's own message can quote the URL."""
-    root = _root(error)
-    code = getattr(root, "reply_code", None)
-    if isinstance(root, OSError) and type(root) is OSError:
-        code = errno.errorcode.get(root.errno or 0)
-    return f"{type(root).__name__} {code}" if code else type(root).__name__

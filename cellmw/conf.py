@@ -35,6 +35,27 @@ DEFAULT_ROUTES = (
 )
 """Where Nova has instances, with and without a project and a version in front."""
 
+CONTEXT_ATTRIBUTES = (
+    "auth_token",
+    "domain",
+    "global_request_id",
+    "is_admin",
+    "is_admin_project",
+    "project",
+    "project_domain",
+    "project_id",
+    "read_only",
+    "request_id",
+    "resource_uuid",
+    "roles",
+    "show_deleted",
+    "system_scope",
+    "user",
+    "user_domain",
+    "user_identity",
+)
+"""What oslo.context's own ``to_dict()`` has."""
+
 _CELLMW_OPTS = (
     cfg.BoolOpt(
         "enabled",
@@ -43,6 +64,35 @@ _CELLMW_OPTS = (
 Whether the filter routes requests. Where it is false every request passes through as if the filter were not there, and
 uses the service's own database and message queue. Set it to false to take cellmw out of a deployment without editing
 its pipeline.
+""",
+    ),
+    cfg.StrOpt(
+        "role",
+        default="api",
+        choices=[
+            ("api", "an API-level service: it has the API database and reaches every cell"),
+            ("cell", "a cell-level service: it has its own cell, and no API database"),
+        ],
+        help="""
+Where this service stands. A cell-level service, as the metadata API that is run once per cell, lives in the cell of
+``[DEFAULT] transport_url`` and ``[database] connection``: every request is aimed at that, without any look-up, and
+``[api_database]`` is not used. Whatever wants another cell there, or the API database, gets UpcallForbidden.
+""",
+    ),
+    cfg.StrOpt(
+        "local_cell_name",
+        default="local",
+        help="""
+What a cell-level service calls its own cell, in the log and for ``cells.get()``. Set it to the name that the cell has
+in its record.
+""",
+    ),
+    cfg.StrOpt(
+        "local_cell_uuid",
+        default="local",
+        help="""
+What stands as ``cell_uuid`` on the contexts of a cell-level service. Set it to the uuid of the cell's record, as
+``cellmw-manage cell_v2 list_cells`` shows it.
 """,
     ),
     cfg.StrOpt(
@@ -194,6 +244,40 @@ the workers can write to the cache: whoever can decides which cell a request goe
 The secret that the entries of the shared cache are signed or encrypted with: 32 or more random characters, the same
 for all workers. Deployments with different secrets can use one cache without believing each other. To change it, change
 it everywhere: workers with the old and with the new one replace each other's entries until then.
+""",
+    ),
+    cfg.StrOpt(
+        "cells_config",
+        help="""
+Path of a JSON or YAML file with the cells, which is read in place of the API database's records of them:
+``cellmw-manage cell_v2 export`` writes one. A change of it is followed within ``refresh_interval``; an edit that can't
+be read is logged, and the cells stay as they were. Set it where the URLs of the cells are to come from configuration
+management and not from a database. The mappings of instances stay in the API database.
+""",
+    ),
+    cfg.StrOpt(
+        "credential_keys",
+        help="""
+Folder with the keys by which the URLs in the cells' records are encrypted: ``cellmw-manage credential setup`` makes it.
+Where it is set, records are written encrypted, and those that are not yet are read all the same. Every host on which a
+service reads the cells needs the same keys. Nova can't read records that are encrypted.
+""",
+    ),
+    cfg.ListOpt(
+        "allowed_remote_exmods",
+        default=[],
+        help="""
+Modules, separated by commas, whose exceptions come back from a remote call as what they were raised as. All others come
+back as ``oslo_messaging.RemoteError``. Name the modules with the exceptions of the service: ``nova.exception``.
+""",
+    ),
+    cfg.ListOpt(
+        "context_attributes",
+        default=list(CONTEXT_ATTRIBUTES),
+        help="""
+What of a context goes along with a message: the keys of its ``to_dict()``, separated by commas. The default is all that
+oslo.context itself knows. Add the names of what a service's own context has beyond that and its workers need. A service
+that brings a serializer of its own is not concerned.
 """,
     ),
     cfg.FloatOpt(
@@ -384,6 +468,9 @@ class Settings:
     """The values of ``[cellmw]``, checked. Lives as long as the filter; the fields are the options."""
 
     enabled: bool
+    role: str
+    local_cell_name: str
+    local_cell_uuid: str
     context_key: str
     routes: tuple[str, ...]
     instance_header: str | None
@@ -399,6 +486,10 @@ class Settings:
     shared_cache: bool
     shared_cache_protection: str
     shared_cache_secret: str | None = field(repr=False)
+    cells_config: str | None
+    credential_keys: str | None
+    allowed_remote_exmods: tuple[str, ...]
+    context_attributes: frozenset[str]
     refresh_interval: float
     max_open_cells: int
     idle_timeout: float
@@ -434,6 +525,8 @@ def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -
             section = "[filter] section" if name in overrides else f"[{GROUP}]"
             raise ConfigError(f"{section}: {name}: {wrong}") from wrong
     values["routes"] = tuple(values["routes"])
+    values["allowed_remote_exmods"] = tuple(values["allowed_remote_exmods"])
+    values["context_attributes"] = frozenset(values["context_attributes"])
     values["admin_roles"] = frozenset(values["admin_roles"])
     return Settings(**values)
 

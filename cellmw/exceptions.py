@@ -5,6 +5,10 @@
 
     CellmwError
     ├── ConfigError              an option, a key or the order of a pipeline is wrong
+    ├── UrlRefused               a URL that no cell can have
+    ├── CredentialError          a record that is encrypted, or says where its URL is, can't be read
+    ├── UpcallForbidden          a cell-level service wants something of the API level
+    ├── BusUnavailable           the service's own message bus gave no answer
     ├── StoreError
     │   ├── StoreUnavailable     the API database gave no answer
     │   ├── CellNotFound         no such cell record
@@ -58,6 +62,40 @@ def _rebuild(kind: type[CellmwError], args: tuple[Any, ...], state: dict[str, An
 
 class ConfigError(CellmwError):
     """An option, a key or the order of a pipeline is wrong; the message says what to change."""
+
+
+class UrlRefused(CellmwError):
+    """A URL that no cell can have; the message says why, and shows nothing of it that could be secret."""
+
+
+class CredentialError(CellmwError):
+    """What stands in a cell's record is encrypted or says where the URL is, and can't be made out.
+
+    The message names the key, variable, file or secret that is missing, and shows nothing of what is in it.
+    """
+
+
+class UpcallForbidden(CellmwError):
+    """A cell-level service (``role = cell``) wants another cell, or the API database: it has neither on purpose."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(f"{wanted} is out of reach of a cell-level service: do it in one with role = api in [cellmw]")
+        self.wanted = wanted
+
+
+class BusUnavailable(CellmwError):
+    """A message bus of the service itself, which is no cell's, gave no answer.
+
+    :ivar bus: which one, as in ``"the bus for notifications"``
+    :ivar cause: why, in a few words; empty where nothing is known
+    :ivar sent: of a message, ``"no"`` or ``"unknown"``, as :class:`CellUnavailable` has it
+    """
+
+    def __init__(self, bus: str, cause: str = "", sent: str = "no") -> None:
+        super().__init__(f"{bus} does not answer{cause and f' ({cause})'}")
+        self.bus = bus
+        self.cause = cause
+        self.sent = sent
 
 
 class StoreError(CellmwError):

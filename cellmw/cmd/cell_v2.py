@@ -9,7 +9,7 @@ from cliff import lister
 
 from cellmw import urls
 from cellmw.cell import CELL0_UUID
-from cellmw.cmd import cell_urls
+from cellmw.cmd import cell_files, cell_urls
 from cellmw.cmd.command import Command, Refused, note
 from cellmw.exceptions import CellExists, CellInUse, CellMisconfigured, CellNotFound
 
@@ -179,5 +179,6 @@ COMMANDS: dict[str, type[Command]] = {
     "delete_cell": DeleteCell,
     "list_cells": ListCells,
     "map_cell0": MapCell0,
+    **cell_files.COMMANDS,
 }
 """The family, by the names of its commands."""

@@ -16,7 +16,7 @@ from cliff.commandmanager import CommandManager
 from oslo_config import cfg
 from oslo_log import log
 
-from cellmw.cmd import api_db, cell_v2
+from cellmw.cmd import api_db, cell_v2, credential
 from cellmw.cmd.command import ERROR, NAME, Command, note
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _FAMILIES: dict[str, tuple[str, dict[str, type[Command]]]] = {
     "api_db": ("the tables of the API database", api_db.COMMANDS),
     "cell_v2": ("the cells", cell_v2.COMMANDS),
+    "credential": ("the keys of encrypted records", credential.COMMANDS),
 }
 
 USAGE = 2

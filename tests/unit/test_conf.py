@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from oslo_config import cfg
+from oslo_context.context import RequestContext
 from oslo_db import options as oslo_db_options
 
 from cellmw import conf as options
@@ -38,6 +39,9 @@ def test_defaults(conf: cfg.ConfigOpts) -> None:
     """Without any configuration these values hold."""
     assert options.settings(conf) == options.Settings(
         enabled=True,
+        role="api",
+        local_cell_name="local",
+        local_cell_uuid="local",
         context_key="cellmw.context",
         routes=options.DEFAULT_ROUTES,
         instance_header=None,
@@ -53,6 +57,10 @@ def test_defaults(conf: cfg.ConfigOpts) -> None:
         shared_cache=False,
         shared_cache_protection="sign",
         shared_cache_secret=None,
+        cells_config=None,
+        credential_keys=None,
+        allowed_remote_exmods=(),
+        context_attributes=frozenset(RequestContext(overwrite=False).to_dict()),
         refresh_interval=10.0,
         max_open_cells=0,
         idle_timeout=0.0,
@@ -174,7 +182,7 @@ def test_unknown_key(conf: cfg.ConfigOpts) -> None:
     """A key that is not an option is an error which names it and those there are."""
     with pytest.raises(ConfigError) as caught:
         options.settings(conf, {"mapping_tll": "5", "building": "409", "zone": "x"})
-    assert "unknown option 'mapping_tll', 'zone'; the filter takes 'admin_roles', 'building', " in str(caught.value)
+    assert "unknown option 'mapping_tll', 'zone'; the filter takes 'admin_roles', 'allowed_" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["connection", "max_pool_size"])
