@@ -17,6 +17,7 @@ help:
 	@echo "make demo                run the demo: two cells, real HTTP requests, a table of what went where"
 	@echo "make serve               leave the demo running, for curl"
 	@echo "make test                run the tests, with servers of their own where none answers; skip what is not installed"
+	@echo "make test-brokers        run the tests on brokers of their own: a cluster, TLS, one that is down"
 	@echo "make test-faults         run the tests in which servers of their own are killed, frozen and replaced, under load"
 	@echo "make test-nova           run the tests in a real Nova, on SQLite and then on the servers, in an environment of its own"
 	@echo "make check               run all that a change has to pass besides the tests and the demo:"
@@ -31,6 +32,7 @@ help:
 	@echo "make sample              write etc/cellmw/cellmw.conf.sample anew, from the options of the code"
 	@echo "make releasenotes        print the release notes"
 	@echo "make bench               measure what a request costs"
+	@echo "make bench-rpc           measure what a message costs"
 	@echo "make bench-faults        measure what a server that is taken away costs, before and in the fault"
 	@echo "make bench-nova          measure it beside what Nova does without the filter"
 	@echo "make oracle              route a million requests, each answer checked; takes most of an hour"
@@ -57,7 +59,11 @@ serve: $(STAMP)
 
 .PHONY: test
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore tests/nova --ignore tests/faults
+	$(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/nova --ignore tests/faults --ignore tests/services/brokers
+
+.PHONY: test-brokers
+test-brokers: $(STAMP)
+	$(BIN)/python -m pytest tests/services/brokers
 
 .PHONY: test-faults
 test-faults: $(STAMP)
@@ -124,6 +130,10 @@ docs: $(STAMP)
 .PHONY: bench
 bench: $(STAMP)
 	$(BIN)/python -m bench.request
+
+.PHONY: bench-rpc
+bench-rpc: $(STAMP)
+	$(BIN)/python -m bench.rpc
 
 .PHONY: bench-faults
 bench-faults: $(STAMP)

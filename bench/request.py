@@ -20,7 +20,6 @@ two are measured on SQLite and, where they answer, on MariaDB and PostgreSQL.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import statistics
 import sys
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from oslo_config import cfg
 from sqlalchemy import bindparam, select
 
+from bench.figures import limited, report
 from cellmw import conf as options
 from cellmw import deploy
 from cellmw.context import RequestContext
@@ -165,7 +165,7 @@ def medians(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def deployment(api_database: str, folder: Path, *, mapping_ttl: float = 60.0) -> Iterator[cfg.ConfigOpts]:
+def deployment(api_database: str, folder: Path, transport_url: str = "memory://cell1/") -> Iterator[cfg.ConfigOpts]:
     """An API database with one cell and one instance in it, as the configuration that leads there."""
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[], default_config_dirs=[])
@@ -174,7 +174,7 @@ def deployment(api_database: str, folder: Path, *, mapping_ttl: float = 60.0) ->
     with deploy.store(conf) as store:
         migrations.sync(store.engine)
         cell = store.create_cell(
-            name="cell1", transport_url="memory://cell1/", database_connection=f"sqlite:///{folder}/cell1.db"
+            name="cell1", transport_url=transport_url, database_connection=f"sqlite:///{folder}/cell1.db"
         )
         store.create_instance(INSTANCE, project_id=PROJECT, cell_id=cell.id)
     yield conf
@@ -184,16 +184,6 @@ def filtered(app: WSGIApplication, conf: cfg.ConfigOpts, *, mapping_ttl: float =
     """The filter in front of the app."""
     conf.set_override("mapping_ttl", mapping_ttl, options.GROUP)
     return CellFilter(app, conf)
-
-
-def report(figure: str, microseconds: float, **more: Any) -> None:
-    """Print one figure as a line of JSON."""
-    print(json.dumps({"figure": figure, "us": round(microseconds, 2), **more}), flush=True)
-
-
-def limited(value: float, limit: float) -> dict[str, Any]:
-    """Describe a value that has a limit."""
-    return {"limit": round(limit, 2), "reached": value <= limit}
 
 
 def measure_cached(conf: cfg.ConfigOpts, body: str, app: WSGIApplication) -> float:

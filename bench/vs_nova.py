@@ -37,16 +37,13 @@ import os
 os.environ["OS_NOVA_DISABLE_EVENTLET_PATCHING"] = "true"
 
 import contextlib
-import gc
 import logging
-import math
 import statistics
 import subprocess
 import sys
 import tempfile
 from configparser import RawConfigParser
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
@@ -54,7 +51,8 @@ from nova import context as nova_context
 from nova import objects
 from oslo_config import cfg
 
-from bench.request import list_app, report
+from bench.figures import call_time, in_turn, interval, report, rounded, stop_collecting
+from bench.request import list_app
 from cellmw import deploy
 from cellmw.filter import CellFilter
 from tests import servers
@@ -176,52 +174,6 @@ def nova_target_in_place(context: Any, uuid: str) -> None:
     nova_context.set_target_cell(context, mapping.cell_mapping)
 
 
-def call_time(call: Callable[[], object], calls: int = 1) -> float:
-    """Return the microseconds that a call takes."""
-    gc.collect()
-    return with_room(call, calls) / calls * 1e6
-
-
-def with_room(call: Callable[[], object], calls: int) -> float:
-    """Call as often as that, with room on the stack for all that is behind it, and return the seconds that takes."""
-    start = perf_counter()
-    for _ in range(calls):
-        call()
-    return perf_counter() - start
-
-
-# CPython keeps the frames of a thread's functions in chunks of 16 kB. A loop that calls across the end of one gets the
-# next from the system and gives it back, each time round: milliseconds in a request of Nova's, which any one frame in
-# front of it brings or takes away, by chance. For a frame as large as this one there is a chunk that holds the rest.
-with_room.__code__ = with_room.__code__.replace(co_stacksize=20_000)
-
-
-def in_turn(measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Let the measures take turns, forwards and backwards, and return what each finds in each repeat."""
-    for measure in measures.values():
-        measure()
-    samples: dict[str, list[float]] = {name: [] for name in measures}
-    for repeat in range(REPEATS):
-        for name in list(measures)[:: -1 if repeat % 2 else 1]:
-            samples[name].append(measures[name]())
-    return samples
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the median: by rank, which takes the values to be independent alone."""
-    count = len(values)
-    rank = outside = 0
-    while 40 * (outside := outside + math.comb(count, rank)) <= 2**count:
-        rank += 1
-    ordered = sorted(values)
-    return ordered[rank - 1], ordered[count - rank]
-
-
-def rounded(values: Iterable[float]) -> list[float]:
-    """Return the values as they are printed."""
-    return [round(value, 2) for value in values]
-
-
 def report_beside(
     figure: str, ours: list[float], name: str, theirs: list[float], database: str, limit: float | None = None
 ) -> None:
@@ -258,7 +210,8 @@ def measure_targeting(database: str, uuid: str, cell_uuid: str) -> None:
                 "cold": lambda: call_time(lambda: serve(cold, path, context), DATABASE_REQUESTS),
                 "nova": lambda: call_time(lambda: nova_target(context, uuid), DATABASE_REQUESTS),
                 "nova_in_place": lambda: call_time(lambda: nova_target_in_place(context, uuid), DATABASE_REQUESTS),
-            }
+            },
+            REPEATS,
         )
     for name in ("nova", "nova_in_place"):
         report(name, statistics.median(times[name]), database=database)
@@ -288,7 +241,7 @@ def measure_first(database: str, uuid: str) -> None:
             context = new_context()
             return call_time(lambda: nova_target(context, uuid, asks=True))
 
-        times = in_turn({"first": ours, "nova_first": theirs})
+        times = in_turn({"first": ours, "nova_first": theirs}, REPEATS)
     report("nova_first", statistics.median(times["nova_first"]), database=database)
     report_beside("first", times["first"], "nova_first", times["nova_first"], database)
 
@@ -345,10 +298,7 @@ def measure(database: str, neighbours_url: str) -> None:
         pipeline = api.load(deployment, paste_ini)
         stack.callback(api.close)
         uuid = instances.create("cell1").uuid
-        # what has come so far is no garbage: it need not be looked at between measurements
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        stop_collecting()
         measure_targeting(database, uuid, cell.uuid)
         measure_first(database, uuid)
         measure_show(database, pipeline, uuid)

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, event, exc, pool
 from sqlalchemy.engine.base import OptionEngine
 
 from cellmw import forks
+from cellmw.crew import MAX_STUCK
 from cellmw.deadline import after, left
 from cellmw.exceptions import CellmwError, CellsClosed, DeadlineExceeded
 from cellmw.watch import Wait
@@ -46,9 +47,6 @@ CONNECT_TIMEOUT = 5
 PROBE_TIMEOUT = 2
 """Seconds within which a database has to answer a probe. Less than that libpq does not count."""
 
-MAX_STUCK = 4
-"""How many threads may be stuck in connecting to one database."""
-
 _ROLLBACK_GRACE = 0.5
 """Seconds that ROLLBACK has in any case: a connection that is sound is worth that much after the deadline."""
 
@@ -64,7 +62,6 @@ _TIMED_OUT = {"57014", 1969, 3024}
 
 _NO_PLACE = {"53300", 1040, 1203, 1226}
 """What a server says that has as many connections as it may have: those that are there go on working."""
-
 
 _NO_PLACE_TEXT = re.compile("too many (clients|connections)|connection slots are reserved")
 """What PostgreSQL says then: where a connection could not be made psycopg has no SQLSTATE."""

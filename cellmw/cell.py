@@ -19,13 +19,23 @@ NO_TRANSPORT_SCHEME = "none:"
 """How the transport URL of a cell without a message queue begins. oslo.messaging has no such driver."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """Stands for a URL that could not be made out.
+
+    :ivar reason: why, without any part of it
+    """
+
+    reason: str
+
+
 class _Urls:
     """Slots that no field list, ``vars()`` or pickle of a Cell ever shows."""
 
     __slots__ = ("_database_connection", "_transport_url")
 
-    _transport_url: str | None
-    _database_connection: str | None
+    _transport_url: str | Unresolved | None
+    _database_connection: str | Unresolved | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +56,20 @@ class Cell(_Urls):
     uuid: str
     name: str | None
     disabled: bool
-    transport_url: InitVar[str | None]
-    database_connection: InitVar[str | None]
+    transport_url: InitVar[str | Unresolved | None]
+    database_connection: InitVar[str | Unresolved | None]
 
-    def __post_init__(self, transport_url: str | None, database_connection: str | None) -> None:
+    def __post_init__(
+        self, transport_url: str | Unresolved | None, database_connection: str | Unresolved | None
+    ) -> None:
         object.__setattr__(self, "_transport_url", transport_url)
         object.__setattr__(self, "_database_connection", database_connection)
 
     @property
     def has_transport(self) -> bool:
         """Whether the cell has a message queue; cell0 has none."""
-        return not (self._transport_url or "").startswith(NO_TRANSPORT_SCHEME)
+        url = self._transport_url
+        return not (isinstance(url, str) and url.startswith(NO_TRANSPORT_SCHEME))
 
     @property
     def fingerprint(self) -> str:
@@ -66,18 +79,20 @@ class Cell(_Urls):
     def reveal_transport_url(self) -> str:
         """Return the transport URL with its passwords: for opening it, never for showing it.
 
-        :raises CellMisconfigured: if the cell has none
+        :raises CellMisconfigured: if the cell has none, or it could not be made out
         """
         return self._reveal(self._transport_url, "transport URL")
 
     def reveal_database_connection(self) -> str:
         """Return the database URL with its password: for opening it, never for showing it.
 
-        :raises CellMisconfigured: if the cell has none
+        :raises CellMisconfigured: if the cell has none, or it could not be made out
         """
         return self._reveal(self._database_connection, "database connection")
 
-    def _reveal(self, url: str | None, what: str) -> str:
+    def _reveal(self, url: str | Unresolved | None, what: str) -> str:
+        if isinstance(url, Unresolved):
+            raise CellMisconfigured(self, url.reason)
         if not url:
             raise CellMisconfigured(self, f"its {what} is missing")
         return url

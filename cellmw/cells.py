@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cellmw import forks
 from cellmw.context import copy_context, target
-from cellmw.exceptions import CellBusy, CellsClosed, CellUnavailable, InstanceNotMapped
+from cellmw.exceptions import CellBusy, CellsClosed, CellUnavailable, ConfigError, InstanceNotMapped
 from cellmw.lease import Lease
-from cellmw.records import Records
+from cellmw.local import LOCAL_ID, LocalCell
 from cellmw.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cellmw.handles import Handles
     from cellmw.mapping import Mapping, Mappings
     from cellmw.pool import Pool
+    from cellmw.records import Records
     from cellmw.store import Store
 
 
@@ -42,9 +43,10 @@ class Cells:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | LocalCell,
         mappings: Mappings,
         pool: Pool,
+        records: Records,
         *,
         refresh_interval: float = 10.0,
         max_leases_per_cell: int = 0,
@@ -52,6 +54,7 @@ class Cells:
     ) -> None:
         """Put them behind one door; nothing is read or opened yet.
 
+        :param records: of the cells; the pool follows them
         :param refresh_interval: seconds within which a change of the cell records is followed
         :param max_leases_per_cell: how many leases there may be on one cell at a time; 0 for any number
         :param refuses_down: whether there is none on a cell whose database is known not to answer
@@ -59,7 +62,7 @@ class Cells:
         self.mappings = mappings
         self._store = store
         self._pool = pool
-        self._records = Records(store, pool.follow)
+        self._records = records
         self._open_handles = pool.handles
         self._at_exit: functools.partial[None] | None = None
         self._max_leases = max_leases_per_cell or math.inf
@@ -77,8 +80,19 @@ class Cells:
         """
         return self._records.get(ref)
 
+    def local(self) -> Cell:
+        """Return the cell that a cell-level service lives in: for what is no WSGI app, as a console proxy.
+
+        :raises ConfigError: if this is an API-level service, which lives in none
+        """
+        if not isinstance(self._store, LocalCell):
+            raise ConfigError("a service has a cell of its own only with role = cell in [cellmw]")
+        return self._records.get(LOCAL_ID)
+
     def all(self) -> list[Cell]:
-        """Return every cell, cell0 and disabled ones included, by id, as the API database has them now.
+        """Return every cell, cell0 and disabled ones included, by id, as they are recorded now.
+
+        In a cell-level service that is its own one.
 
         :raises StoreUnavailable: if it does not answer
         """
@@ -90,7 +104,10 @@ class Cells:
         :raises InstanceNotMapped: if it has none
         :raises StoreUnavailable: if it is not in the cache and the API database does not answer
         :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
+        :raises UpcallForbidden: in a cell-level service
         """
+        if isinstance(self._store, LocalCell):
+            self._store.find_instance(instance_uuid)
         mapping = self.mappings.find(instance_uuid.lower(), deadline)
         if not mapping.exists:
             raise InstanceNotMapped(instance_uuid)

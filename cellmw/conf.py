@@ -56,6 +56,8 @@ CONTEXT_ATTRIBUTES = (
 )
 """What oslo.context's own ``to_dict()`` has."""
 
+_CONTEXT_ATTRIBUTES = "context_attributes"
+
 _CELLMW_OPTS = (
     cfg.BoolOpt(
         "enabled",
@@ -268,11 +270,12 @@ service reads the cells needs the same keys. Nova can't read records that are en
         default=[],
         help="""
 Modules, separated by commas, whose exceptions come back from a remote call as what they were raised as. All others come
-back as ``oslo_messaging.RemoteError``. Name the modules with the exceptions of the service: ``nova.exception``.
+back as ``oslo_messaging.RemoteError``, cellmw's own among them. Name the modules with the exceptions of the service:
+``nova.exception``.
 """,
     ),
     cfg.ListOpt(
-        "context_attributes",
+        _CONTEXT_ATTRIBUTES,
         default=list(CONTEXT_ATTRIBUTES),
         help="""
 What of a context goes along with a message: the keys of its ``to_dict()``, separated by commas. The default is all that
@@ -515,6 +518,11 @@ def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -
         raise ConfigError(
             f"[filter] section: unknown option {_quoted(unknown)}; the filter takes {_quoted(sorted(known))}"
         )
+    if _CONTEXT_ATTRIBUTES in overrides:
+        raise ConfigError(
+            f"[filter] section: {_CONTEXT_ATTRIBUTES}: it is for the clients and servers of the service, not for "
+            f"the filter: set it in [{GROUP}] of the configuration file"
+        )
     values: dict[str, Any] = {}
     for name, opt in known.items():
         try:
@@ -524,6 +532,12 @@ def settings(conf: cfg.ConfigOpts, overrides: Mapping[str, str] | None = None) -
         except (ValueError, cfg.ConfigFileValueError) as wrong:
             section = "[filter] section" if name in overrides else f"[{GROUP}]"
             raise ConfigError(f"{section}: {name}: {wrong}") from wrong
+    for module in values["allowed_remote_exmods"]:
+        if module.partition(".")[0] == "cellmw":
+            raise ConfigError(
+                f"allowed_remote_exmods: {module!r} can't be among them: what cellmw raises is about the process that "
+                "raises it, and comes back as oslo_messaging.RemoteError"
+            )
     values["routes"] = tuple(values["routes"])
     values["allowed_remote_exmods"] = tuple(values["allowed_remote_exmods"])
     values["context_attributes"] = frozenset(values["context_attributes"])

@@ -12,7 +12,7 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cellmw.deadline import left
+from cellmw.deadline import SLOW, left
 from cellmw.exceptions import DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from cellmw.deadline import Deadline
 
 T = TypeVar("T")
+
+MAX_STUCK = 4
+"""How many threads may be stuck in connecting to one database, or with one queue, before others are refused."""
 
 _IDLE_TIMEOUT = 10.0
 """Seconds after which a thread that has nothing to do ends."""
@@ -49,7 +52,7 @@ class Crew:
         *,
         late: Callable[[T], object] | None = None,
         slow: Callable[[], object] | None = None,
-        slow_after: float = 1.0,
+        slow_after: float = SLOW,
     ) -> T:
         """Return what the work returns, unless it takes too long.
 

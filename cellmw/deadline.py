@@ -11,6 +11,9 @@ from time import monotonic
 Deadline = float
 """A moment on the clock of ``time.monotonic()``, in seconds."""
 
+SLOW = 1.0
+"""Seconds after which a wait is long enough to look whether the server is there at all."""
+
 
 def after(seconds: float) -> Deadline:
     """Return the deadline that is this many seconds from now."""

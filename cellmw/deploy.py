@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING
 from cellmw import conf as options
 from cellmw import engines
 from cellmw.cells import Cells
-from cellmw.exceptions import ConfigError
+from cellmw.cells_file import CellsFile
+from cellmw.credentials import Credentials
+from cellmw.exceptions import ConfigError, UpcallForbidden
 from cellmw.handles import Handles
 from cellmw.limits import Limits
+from cellmw.local import LocalCell, LocalMappings, logged
 from cellmw.mapping import Mappings
 from cellmw.pool import Pool
+from cellmw.records import Records
+from cellmw.resolver import Resolver
 from cellmw.shared_cache import open_shared
 from cellmw.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from oslo_config import cfg
 
     from cellmw.cell import Cell
+    from cellmw.records import Source
     from cellmw.shared_cache import SharedMappings
 
 
@@ -31,8 +37,11 @@ def store(conf: cfg.ConfigOpts, limits: Limits | None = None) -> Store:
 
     :param limits: what bounds its waits, for a service; an operator's command may take its time
     :raises ConfigError: if the option is not set, or its URL can't be used
+    :raises UpcallForbidden: with ``role = cell``
     """
     options.register_opts(conf)
+    if conf[options.GROUP].role == "cell":
+        raise logged(UpcallForbidden("the API database"))
     url = conf[options.API_DATABASE].connection
     if not url:
         raise ConfigError("[api_database] connection is not set: set it to the URL of the API database")
@@ -62,9 +71,12 @@ def limits(chosen: options.Settings) -> Limits:
     )
 
 
-def open_handles(cell: Cell, conf: cfg.ConfigOpts, limits: Limits) -> Handles:
+def open_handles(
+    cell: Cell, conf: cfg.ConfigOpts, limits: Limits, *, allowed_remote_exmods: Sequence[str] = ()
+) -> Handles:
     """Open the handles of this cell as ``[cellmw_database]`` has them; nothing is connected to yet.
 
+    :param allowed_remote_exmods: modules whose exceptions come back from remote calls as themselves
     :raises CellMisconfigured: if the cell's URLs can't be used
     """
     group = conf[options.CELL_DATABASE]
@@ -75,7 +87,13 @@ def open_handles(cell: Cell, conf: cfg.ConfigOpts, limits: Limits) -> Handles:
         replica=group.slave_connections.get(cell.name) or group.slave_connections.get(cell.uuid),
         synchronous_reader=group.synchronous_reader,
         limits=limits,
+        allowed_remote_exmods=allowed_remote_exmods,
     )
+
+
+def resolver(conf: cfg.ConfigOpts, chosen: options.Settings) -> Resolver:
+    """Make what turns recorded cells into ones that can be opened; no key is read yet."""
+    return Resolver(conf, Credentials(chosen.credential_keys, conf))
 
 
 def shared_mappings(conf: cfg.ConfigOpts, chosen: options.Settings) -> SharedMappings | None:
@@ -98,33 +116,45 @@ def cells(
     chosen: options.Settings | None = None,
     *,
     api_database: Callable[[cfg.ConfigOpts, Limits], Store] = store,
-    opener: Callable[[Cell, cfg.ConfigOpts, Limits], Handles] = open_handles,
+    opener: Callable[[Cell, cfg.ConfigOpts, Limits], Handles] | None = None,
 ) -> Cells:
     """Make the Cells that the configuration describes; nothing is connected to yet.
 
     :param chosen: the values to go by where they are not just those of ``[cellmw]``
     :param api_database: makes the store, which is closed with the cells
-    :param opener: opens the handles of each cell
+    :param opener: opens the handles of each cell, by default :func:`open_handles`
     :raises ConfigError: if an option is not set that has to be, or has a value that it does not take
     """
     chosen = chosen or settings(conf)
     bounds = limits(chosen)
-    records = api_database(conf, bounds)
-    return Cells(
-        records,
-        Mappings(
-            records,
+    opener = opener or functools.partial(open_handles, allowed_remote_exmods=chosen.allowed_remote_exmods)
+    pool = Pool(
+        lambda cell: opener(cell, conf, bounds),
+        max_open_cells=chosen.max_open_cells,
+        idle_timeout=chosen.idle_timeout,
+        drain_timeout=chosen.drain_timeout,
+    )
+    behind: Store | LocalCell
+    if chosen.role == "cell":
+        behind = LocalCell(conf, name=chosen.local_cell_name, uuid=chosen.local_cell_uuid)
+        mappings: Mappings = LocalMappings(behind)
+        records = Records(behind, pool.follow)
+    else:
+        behind = api_database(conf, bounds)
+        source: Source = CellsFile(chosen.cells_config) if chosen.cells_config else behind
+        records = Records(source, pool.follow, resolver(conf, chosen).resolve)
+        mappings = Mappings(
+            behind,
             ttl=chosen.mapping_ttl,
             size=chosen.mapping_cache_size,
             stale_ttl=chosen.stale_ttl,
             shared=shared_mappings(conf, chosen),
-        ),
-        Pool(
-            lambda cell: opener(cell, conf, bounds),
-            max_open_cells=chosen.max_open_cells,
-            idle_timeout=chosen.idle_timeout,
-            drain_timeout=chosen.drain_timeout,
-        ),
+        )
+    return Cells(
+        behind,
+        mappings,
+        pool,
+        records,
         refresh_interval=chosen.refresh_interval,
         max_leases_per_cell=chosen.max_leases_per_cell,
         refuses_down=chosen.down_cell == "503",

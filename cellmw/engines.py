@@ -8,6 +8,7 @@ writer takes its lock at the beginning (a deferred one can fail with "database i
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Connection, Engine
+
+_SECRET_NAME = re.compile(r"pass|pwd|secret|token", re.IGNORECASE)
 
 WRITER = {"cellmw_writer": True}
 """Execution options of connections that are going to write: ``engine.execution_options(**WRITER)``."""
@@ -37,6 +40,8 @@ def make_engine(url: str, options: Mapping[str, Any], *, pre_ping: bool) -> Engi
     """
 
     def engine_target(parsed: sqlalchemy.URL, **arguments: Any) -> tuple[Engine, Engine]:
+        parsed, secrets = _without_secrets(parsed)
+        arguments["connect_args"] = arguments.get("connect_args", {}) | secrets
         if arguments.get("poolclass") is pool.NullPool:
             arguments |= _queue_pool_arguments(options)
         if arguments.get("poolclass", pool.NullPool) is pool.NullPool:
@@ -70,6 +75,12 @@ def _with_driver(url: sqlalchemy.URL) -> sqlalchemy.URL:
     if "+" in url.drivername:
         return url
     return url.set(drivername=f"{url.drivername}+{url.get_driver_name()}")
+
+
+def _without_secrets(url: sqlalchemy.URL) -> tuple[sqlalchemy.URL, dict[str, Any]]:
+    """Take out what an engine would show of its URL: SQLAlchemy masks the password, and nothing in the query."""
+    secrets = {name: value for name, value in url.query.items() if _SECRET_NAME.search(name)}
+    return url.difference_update_query(secrets), secrets
 
 
 def _queue_pool_arguments(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@
     │   ├── StoreUnavailable     the API database gave no answer
     │   ├── CellNotFound         no such cell record
     │   ├── CellExists           a cell with that uuid or with one of those URLs is there already
+    │   ├── CellChanged          somebody else has changed the cell's URLs meanwhile
     │   ├── CellInUse            instances or hosts are still mapped to the cell
     │   ├── InstanceNotMapped    no mapping for that instance
     │   ├── InstanceMapped       the instance is mapped already
@@ -110,7 +111,7 @@ class CellNotFound(StoreError):
     """No cell record has this id, uuid or name."""
 
     def __init__(self, cell: int | str) -> None:
-        super().__init__(f"no cell {cell!r} in the API database")
+        super().__init__(f"no cell {cell!r} is recorded")
         self.cell = cell
 
 
@@ -119,6 +120,14 @@ class CellExists(StoreError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+class CellChanged(StoreError):
+    """The cell's URLs are not those any more that they were when it was read."""
+
+    def __init__(self, cell: str) -> None:
+        super().__init__(f"somebody has changed cell {cell} meanwhile")
+        self.cell = cell
 
 
 class CellInUse(StoreError):

@@ -12,7 +12,8 @@ In the environ it reads PATH_INFO and the context under ``context_key``, and set
 ``cellmw.cells``
     the :class:`cellmw.cells.Cells` behind the filter, for every request: whoever creates an instance needs them
 ``cellmw.target``
-    a :class:`cellmw.trip.Trip`, for every request whose path names an instance, as long as its trip lasts
+    a :class:`cellmw.trip.Trip`, for every request whose path names an instance, as long as its trip lasts; in a
+    cell-level service for every request
 ``cellmw.context``
     a :class:`cellmw.context.RequestContext`, only where that is the ``context_key`` and none was there, for as long
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -84,11 +86,15 @@ class CellFilter(ConfigurableMiddleware):
         settings = deploy.settings(self.oslo_conf, overrides)
         self._enabled = settings.enabled
         self._header = _instance_header(settings)
+        self._instance_uuid: Callable[[WSGIEnvironment], str | None]
         self._instance_uuid = (self._header or Routes(settings.routes)).instance_uuid
+        if settings.role == "cell":
+            self._instance_uuid = partial(_in_any_case, self._instance_uuid)
         self._context_key = settings.context_key
         self._request_deadline = settings.request_deadline
         self._deadline_header = DeadlineHeader(settings.deadline_header) if settings.deadline_header else None
-        self._project_check = settings.project_check
+        # a cell-level service has no mapping to go by
+        self._project_check = settings.project_check and settings.role == "api"
         self._admin_roles = settings.admin_roles
         self._pass_unmapped = settings.unmapped == "pass"
         self._pass_building = settings.building == "pass"
@@ -239,6 +245,11 @@ class CellFilter(ConfigurableMiddleware):
 
     def _is_admin(self, context: Any) -> bool:
         return bool(context.is_admin) or not self._admin_roles.isdisjoint(context.roles)
+
+
+def _in_any_case(instance_uuid: Callable[[WSGIEnvironment], str | None], environ: WSGIEnvironment) -> str:
+    """A cell-level service has one cell, whatever a request is for."""
+    return instance_uuid(environ) or ""
 
 
 def _instance_header(settings: options.Settings) -> InstanceHeader | None:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from cellmw import forks
 from cellmw.cell_database import CellDatabase
-from cellmw.cell_queue import CellQueue, register_messaging_groups
 from cellmw.limits import Limits
+from cellmw.queues.cell_queue import CellQueue
+from cellmw.queues.message_queue import register_messaging_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import oslo_messaging
     from oslo_config import cfg
@@ -82,12 +83,14 @@ class Handles:
         replica: str | None = None,
         synchronous_reader: bool = True,
         limits: Limits | None = None,
+        allowed_remote_exmods: Sequence[str] = (),
     ) -> Handles:
         """Open the handles of this cell, which connects to nothing yet.
 
         :param engine_options: keyword arguments of ``oslo_db.sqlalchemy.engines.create_engine``
         :param replica: the URL of the database's read replica
         :param synchronous_reader: whether readers that don't say ``async_`` keep to the database itself
+        :param allowed_remote_exmods: modules whose exceptions come back from remote calls as themselves
         :raises CellMisconfigured: if one of its URLs is missing, malformed or names a driver that isn't installed
         """
         limits = limits or Limits()
@@ -96,7 +99,9 @@ class Handles:
             cell, engine_options, limits, replica=replica, synchronous_reader=synchronous_reader
         )
         transport_url = cell.reveal_transport_url()
-        queue = CellQueue.open(cell, conf, limits) if transport_url and cell.has_transport else None
+        queue = None
+        if transport_url and cell.has_transport:
+            queue = CellQueue.open(cell, conf, limits, allowed_remote_exmods)
         return cls(cell, conf, queue, database, limits.patience)
 
     @property

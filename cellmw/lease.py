@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from cellmw.cell import Cell
     from cellmw.cell_database import Source
-    from cellmw.cell_queue import CellQueue
     from cellmw.deadline import Deadline
     from cellmw.handles import Handles
+    from cellmw.queues.cell_queue import CellQueue
 
 LOG = logging.getLogger(__name__)
 

@@ -363,6 +363,9 @@ class MemoryDriver(base.BaseDriver):
     the broker's, and never held while anything is waited for.
     """
 
+    never_waits = True
+    """A cast waits for nothing, and a call no longer than its timeout: nobody has to be able to leave."""
+
     def __init__(
         self,
         conf: cfg.ConfigOpts,

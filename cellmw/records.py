@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Id, uuid or name -> cell, as the API database had it a moment ago.
+"""Id, uuid or name -> cell, as its record was a moment ago.
 
-Whoever has something open by these records is told each time that they were read.
+The records come from the API database, from a file, or, in a cell-level service, from its configuration. Whoever has
+something open by them is told each time that they were read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cellmw.exceptions import CellNotFound, StoreUnavailable
 
@@ -18,11 +19,23 @@ if TYPE_CHECKING:
 
     from cellmw.cell import Cell
     from cellmw.deadline import Deadline
-    from cellmw.store import Store
 
     Snapshot = Mapping[int | str, Cell]
 
 LOG = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where the records come from."""
+
+    def list_cells(self, deadline: Deadline | None = None) -> list[Cell]:
+        """Return every cell, by id.
+
+        :raises StoreUnavailable: if the source does not answer
+        """
+
+    def check(self, ref: int | str) -> None:
+        """Raise what there is to raise where it is no use to look for this cell, which is not known."""
 
 
 class Records:
@@ -32,13 +45,20 @@ class Records:
         never changed, so that it is read without a lock
     """
 
-    def __init__(self, store: Store, follow: Callable[[Snapshot], object]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        follow: Callable[[Snapshot], object],
+        resolve: Callable[[Cell], Cell] = lambda cell: cell,
+    ) -> None:
         """Begin with nothing known.
 
         :param follow: called with what is known, each time that it was read
+        :param resolve: makes of a cell as it is recorded one that can be opened
         """
         self.known: Snapshot = {}
-        self._store = store
+        self._source = source
+        self._resolve = resolve
         self._follow = follow
         self._readings = itertools.count(1)
         self._newest = 0
@@ -50,14 +70,15 @@ class Records:
         self._following = threading.Lock()
 
     def get(self, ref: int | str, deadline: Deadline | None = None) -> Cell:
-        """Return the cell with this id, uuid or name; one that is not known is looked for in the API database.
+        """Return the cell with this id, uuid or name; one that is not known is looked for at the source.
 
         :raises CellNotFound: if there is none, or more than one of that name
-        :raises StoreUnavailable: if it is not known and the API database does not answer
+        :raises StoreUnavailable: if it is not known and the source does not answer
+        :raises UpcallForbidden: if it is not the cell of a cell-level service
         """
         cell = self.known.get(ref)
         if cell is None:
-            self._store.check()
+            self._source.check(ref)
             cell = self.read(deadline).get(ref)
         if cell is None:
             raise CellNotFound(ref)
@@ -66,10 +87,10 @@ class Records:
     def read(self, deadline: Deadline | None = None) -> Snapshot:
         """Read them anew.
 
-        :raises StoreUnavailable: if the API database does not answer
+        :raises StoreUnavailable: if the source does not answer
         """
         reading = next(self._readings)
-        cells = self._store.list_cells(deadline)
+        cells = [self._resolve(cell) for cell in self._source.list_cells(deadline)]
         names = [cell.name for cell in cells]
         records: Snapshot = (
             {cell.id: cell for cell in cells}

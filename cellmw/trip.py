@@ -95,7 +95,7 @@ class Trip:
 
     @property
     def instance_uuid(self) -> str:
-        """The instance that the path names, in lower case."""
+        """The instance that the request names, in lower case; empty where it names none, in a cell-level service."""
         return self._mapping.instance_uuid
 
     @property
@@ -105,10 +105,12 @@ class Trip:
 
     @property
     def state(self) -> str:
-        """``targeted``, ``cell0``, ``down`` (its database is), ``building`` (no cell yet) or ``unmapped``."""
+        """``targeted``, ``cell0``, ``local``, ``down`` (the database), ``building`` (no cell yet) or ``unmapped``."""
         if self.lease is not None:
             if "database" in self.lease.down:
                 return "down"
+            if not self._mapping.exists:
+                return "local"
             return "cell0" if self.lease.cell.uuid == CELL0_UUID else "targeted"
         return "building" if self._mapping.exists else "unmapped"
 

@@ -16,6 +16,8 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from cellmw.deadline import SLOW
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,9 +27,6 @@ LOG = logging.getLogger(__name__)
 
 TICK = 0.05
 """Seconds between two looks at what is waited for."""
-
-SLOW = 1.0
-"""Seconds after which a wait is long enough to look whether the server is there at all."""
 
 _IDLE_TIMEOUT = 5.0
 """Seconds after which the thread ends where nothing is waited for."""

@@ -11,18 +11,22 @@ cgi.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
+import oslo_context.context
 import pytest
+from oslo_config import cfg
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import oslo_messaging  # noqa: F401
     import webob  # noqa: F401
 
+from cellmw.conf import register_opts
 from tests import servers
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     import sqlalchemy
 
 T = TypeVar("T")
+
+pytest_plugins = ["tests.leaks"]
 
 
 def found(server: Callable[[], T]) -> T:
@@ -41,6 +47,33 @@ def found(server: Callable[[], T]) -> T:
         if os.environ.get("CELLMW_TEST_SERVICES") == "required":
             pytest.fail(str(missing), pytrace=False)
         pytest.skip(str(missing))
+
+
+@pytest.fixture(autouse=True)
+def no_current_context() -> Iterator[None]:
+    """oslo.context remembers the newest context of each thread: that of one test is none of the next one's."""
+    yield
+    vars(oslo_context.context._request_store).pop("context", None)
+
+
+@pytest.fixture
+def conf() -> cfg.ConfigOpts:
+    """A configuration of the test's own, with every option registered and no file read."""
+    conf = cfg.ConfigOpts()
+    conf([], project="cellmw", default_config_files=[], default_config_dirs=[])
+    register_opts(conf)
+    return conf
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    """Undo in the end what oslo.log sets up for the process, as a command does."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +94,9 @@ def mariadb_server() -> Iterator[sqlalchemy.URL]:
 def rabbitmq_server() -> Iterator[servers.Broker]:
     """A RabbitMQ server that takes new vhosts."""
     with ExitStack() as stack:
-        yield found(lambda: stack.enter_context(servers.rabbitmq()))
+        broker = found(lambda: stack.enter_context(servers.rabbitmq()))
+        stack.enter_context(broker.own_user())
+        yield broker
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ from cliff import lister
 
 from cellmw import urls
 from cellmw.cell import CELL0_UUID
-from cellmw.cmd import cell_files, cell_urls
+from cellmw.cmd import cell_files
+from cellmw.cmd.cell_urls import CellUrls
 from cellmw.cmd.command import Command, Refused, note
-from cellmw.exceptions import CellExists, CellInUse, CellMisconfigured, CellNotFound
+from cellmw.credentials import is_encrypted, is_reference, key_id
+from cellmw.exceptions import CellExists, CellInUse, CellMisconfigured, CellNotFound, CredentialError
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class CreateCell(Command):
     """Record a cell, so that every running service uses it from now on.
 
-    The cell's database and message queue are not contacted. A cell that shares one of them with another is refused.
+    The cell's database and message queue are not contacted. A URL that nobody could use is refused, and so is a cell
+    that shares its database or its message queue with another.
     """
 
     exit_codes = ((Refused, 1), (CellExists, 2))
@@ -36,13 +39,13 @@ class CreateCell(Command):
             "--transport-url",
             "--transport_url",
             metavar="<transport_url>",
-            help="the URL of its message queue (default: [DEFAULT] transport_url)",
+            help="the URL of its message queue, a template or a reference (default: [DEFAULT] transport_url)",
         )
         parser.add_argument(
             "--database_connection",
             "--database-connection",
             metavar="<database_connection>",
-            help="the URL of its database (default: [database] connection)",
+            help="the URL of its database, a template or a reference (default: [database] connection)",
         )
         parser.add_argument("--disabled", action="store_true", help="keep new instances away from the cell")
         parser.add_argument("--verbose", action="store_true", help="print the uuid of the new cell")
@@ -50,13 +53,15 @@ class CreateCell(Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:
         """Record the cell."""
-        transport_url = cell_urls.transport_url(self.app.conf, parsed_args.transport_url)
-        database_connection = cell_urls.database_connection(self.app.conf, parsed_args.database_connection)
+        urls_of_cell = CellUrls(self.app.conf)
+        transport = urls_of_cell.transport(parsed_args.transport_url)
+        database = urls_of_cell.database(parsed_args.database_connection)
         with self.open_store() as store:
+            urls_of_cell.refuse_shared(store.list_cells(), database, transport)
             cell = store.create_cell(
                 name=parsed_args.name,
-                transport_url=transport_url,
-                database_connection=database_connection,
+                transport_url=urls_of_cell.protect(transport.stored, store),
+                database_connection=urls_of_cell.protect(database.stored, store),
                 disabled=parsed_args.disabled,
             )
         if not parsed_args.transport_url:
@@ -69,7 +74,7 @@ class CreateCell(Command):
 
 
 class ListCells(Command, lister.Lister):
-    """Show the cells, by name. Passwords are never shown."""
+    """Show the cells, by name, with what stands in their records. Passwords are never shown."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Take nova-manage's option."""
@@ -108,19 +113,20 @@ class MapCell0(Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:
         """Record cell0."""
-        database_connection = cell_urls.cell0_database_connection(self.app.conf, parsed_args.database_connection)
+        urls_of_cell = CellUrls(self.app.conf)
+        database = urls_of_cell.database_of_cell0(parsed_args.database_connection)
         with self.open_store() as store:
-            try:
-                store.create_cell(
-                    uuid=CELL0_UUID,
-                    name="cell0",
-                    transport_url="none:///",
-                    database_connection=database_connection,
-                )
-            except CellExists:
-                if all(cell.uuid != CELL0_UUID for cell in store.list_cells()):
-                    raise
+            cells = store.list_cells()
+            if any(cell.uuid == CELL0_UUID for cell in cells):
                 self.say("cell0 is recorded already, and was left as it is")
+                return 0
+            urls_of_cell.refuse_shared(cells, database)
+            store.create_cell(
+                uuid=CELL0_UUID,
+                name="cell0",
+                transport_url="none:///",
+                database_connection=urls_of_cell.protect(database.stored, store),
+            )
         return 0
 
 
@@ -162,9 +168,14 @@ def _shown_urls(cell: Cell) -> tuple[str, str]:
 
 def _shown(reveal: Callable[[], str]) -> str:
     try:
-        return urls.mask(reveal())
+        stored = reveal()
+        if is_encrypted(stored):
+            return f"encrypted with key {key_id(stored)}"
     except CellMisconfigured:
         return ""
+    except CredentialError:
+        return "encrypted, and cut off or changed"
+    return stored if is_reference(stored) else urls.mask(stored)
 
 
 _IN_USE = {

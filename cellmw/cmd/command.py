@@ -11,6 +11,7 @@ from oslo_log import log
 
 from cellmw import deploy
 from cellmw.exceptions import CellmwError
+from cellmw.log import masked
 
 if TYPE_CHECKING:
     import argparse
@@ -39,6 +40,13 @@ class Command(command.Command):
     app: Manage
     exit_codes: ClassVar[tuple[tuple[type[CellmwError], int], ...]] = ()
 
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Take no options; what can't be read is quoted without the passwords in it."""
+        parser = super().get_parser(prog_name)
+        error = parser.error
+        parser.error = lambda message: error(masked(message))  # type: ignore[method-assign]
+        return parser
+
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Run the command; an error becomes one line on stderr, with its traceback in the debug log."""
         try:
@@ -65,4 +73,4 @@ class Command(command.Command):
 
 def note(line: str) -> None:
     """Print what a script that reads the output does not want to see there."""
-    print(f"{NAME}: {line}", file=sys.stderr)  # noqa: T201 - what a command is for
+    print(f"{NAME}: {masked(line)}", file=sys.stderr)  # noqa: T201 - what a command is for

@@ -8,6 +8,9 @@ oslo.config reads what stands in front of the command, as in every OpenStack pro
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from oslo_log import log
 
 from cellmw.cmd import api_db, cell_v2, credential
 from cellmw.cmd.command import ERROR, NAME, Command, note
+from cellmw.log import install, masked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,14 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     conf.set_default("default_log_levels", [*log.get_default_log_levels(), *_QUIETER])
     conf.register_cli_opt(cfg.SubCommandOpt("command", title="commands", handler=_add_families))
     try:
-        conf(argv, project="cellmw", prog=NAME, version=version("cellmw"))
+        _read(conf, argv)
         # where no log is configured oslo.log would write it between the lines that a script reads
         conf.set_default("use_stderr", not (conf.log_file or conf.log_dir))
         log.setup(conf, "cellmw")
+        install()
     except (cfg.Error, log.LogConfigError) as error:
         note(str(error))
         return ERROR
     return Manage(conf).run([conf.command.name, *conf.command.arguments])
+
+
+def _read(conf: cfg.ConfigOpts, argv: Sequence[str] | None) -> None:
+    """Read the arguments and the files; what can't be read is quoted without the passwords in it."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            conf(argv, project="cellmw", prog=NAME, version=version("cellmw"))
+    finally:
+        sys.stderr.write(masked(errors.getvalue()))
 
 
 def _add_families(subparsers: Any) -> None:

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from oslo_db import exception as db_exc
 from oslo_utils import uuidutils
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, text, update
 
 from cellmw.cell import NO_TRANSPORT_SCHEME, Cell
-from cellmw.exceptions import CellExists, CellInUse, CellNotFound
+from cellmw.exceptions import CellChanged, CellExists, CellInUse, CellNotFound
 from cellmw.store.database import UNSET, Database, Unset, given
 from cellmw.store.models import cell_mappings, host_mappings, instance_mappings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -29,6 +30,35 @@ _CELLS = select(
     cell_mappings.c.transport_url,
     cell_mappings.c.database_connection,
 )
+
+_MOVE_SEQUENCE = text(
+    "SELECT setval(ids, greatest(:used, pg_sequence_last_value(ids))) "
+    "FROM CAST(pg_get_serial_sequence('cell_mappings', 'id') AS regclass) AS ids"
+)
+"""PostgreSQL counts by itself, and would give an id that was brought along to the next cell, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of one cell in an import.
+
+    :ivar cell: as it is recorded now
+    :ivar outcome: ``created``, ``updated``, ``unchanged``, or ``left alone`` where it was not among those imported
+    :ivar changed: the columns that an update has changed
+    """
+
+    cell: Cell
+    outcome: str
+    changed: tuple[str, ...] = ()
+
+
+_UNSHARED = {
+    "id": "id",
+    "uuid": "uuid",
+    "database_connection": "database connection",
+    "transport_url": "transport URL",
+}
+"""What no two cells may have in common, and what it is called."""
 
 
 class CellRecords(Database):
@@ -87,10 +117,13 @@ class CellRecords(Database):
         transport_url: str | Unset = UNSET,
         database_connection: str | Unset = UNSET,
         disabled: bool | Unset = UNSET,
+        read: Cell | None = None,
     ) -> Cell:
         """Change what is given of a cell. Locks its row.
 
+        :param read: the cell as it was read before: where its URLs are others by now nothing is changed
         :raises CellNotFound: if there is none
+        :raises CellChanged: if it is not as it was read
         :raises CellExists: if another cell has one of those URLs
         """
         values = given(
@@ -98,10 +131,39 @@ class CellRecords(Database):
         )
 
         def work(connection: Connection) -> Cell:
+            # compared here, as MySQL takes two passwords for the same that differ in case
+            if read is not None and _get(connection, uuid, lock=True).fingerprint != read.fingerprint:
+                raise CellChanged(uuid)
             _check_that_new(connection, values | {"uuid": uuid}, updated=uuid)
             if values:
                 connection.execute(update(cell_mappings).where(cell_mappings.c.uuid == uuid).values(values))
             return _get(connection, uuid)
+
+        return self._write(work)
+
+    def import_cells(self, cells: Iterable[Cell], *, with_urls: bool = True, dry_run: bool = False) -> list[Imported]:
+        """Record these cells, with their ids, and change those that are recorded differently; no other is touched.
+
+        All of them, or none. Locks the rows that it changes.
+
+        :param with_urls: whether to record their URLs; without them each has NULL there, and one that it had is gone
+        :param dry_run: only say what would be done
+        :returns: what became of each, by id, those included that are recorded and not among these
+        :raises CellExists: if another cell has an id or, when all is done, a URL of one of these
+        """
+        wanted = [_record(cell, with_urls) for cell in cells]
+
+        def work(connection: Connection) -> list[Imported]:
+            recorded = {
+                row.uuid: row._asdict() | {"disabled": bool(row.disabled)} for row in connection.execute(_CELLS)
+            }
+            _check_import(wanted, recorded)
+            done = [_imported(record, recorded.get(record["uuid"])) for record in wanted]
+            if not dry_run:
+                _write_import(connection, done, {record["uuid"]: record for record in wanted})
+            others = recorded.keys() - {record["uuid"] for record in wanted}
+            done += [Imported(Cell(**recorded[uuid]), "left alone") for uuid in others]
+            return sorted(done, key=lambda imported: imported.cell.id)
 
         return self._write(work)
 
@@ -136,9 +198,10 @@ def _cell(row: Sequence[Any]) -> Cell:
     return Cell(row[0], row[1], row[2], bool(row[3]), row[4], row[5])
 
 
-def _get(connection: Connection, ref: int | str) -> Cell:
+def _get(connection: Connection, ref: int | str, *, lock: bool = False) -> Cell:
     column = cell_mappings.c.id if isinstance(ref, int) else cell_mappings.c.uuid
-    row = connection.execute(_CELLS.where(column == ref)).first()
+    found = _CELLS.where(column == ref)
+    row = connection.execute(found.with_for_update() if lock else found).first()
     if row is None:
         raise CellNotFound(ref)
     return _cell(row)
@@ -155,6 +218,65 @@ def _check_that_new(connection: Connection, values: dict[str, Any], *, updated: 
             raise CellExists(f"cell {other.uuid} has that database connection already")
         if other.transport_url == values.get("transport_url") and not _is_no_transport(other.transport_url):
             raise CellExists(f"cell {other.uuid} has that transport URL already")
+
+
+def _record(cell: Cell, with_urls: bool) -> dict[str, Any]:
+    return {
+        "id": cell.id,
+        "uuid": cell.uuid,
+        "name": cell.name,
+        "disabled": cell.disabled,
+        "transport_url": cell.reveal_transport_url() if with_urls else None,
+        "database_connection": cell.reveal_database_connection() if with_urls else None,
+    }
+
+
+def _check_import(wanted: Sequence[Mapping[str, Any]], recorded: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse what would take an id from its cell, and what only one cell can have and two would."""
+    owners: dict[tuple[str, object], str] = {}
+    uuids = {record["uuid"] for record in wanted}
+    for uuid, record in recorded.items():
+        if uuid not in uuids:
+            owners |= dict.fromkeys(_unshared(record), uuid)
+    for record in wanted:
+        uuid = record["uuid"]
+        if uuid in recorded and recorded[uuid]["id"] != record["id"]:
+            raise CellExists(f"cell {uuid} has the id {recorded[uuid]['id']} already, and mappings may refer to that")
+        for column, value in _unshared(record):
+            if (column, value) in owners:
+                raise CellExists(f"cell {uuid} can't have the {_UNSHARED[column]} of cell {owners[column, value]}")
+            owners[column, value] = uuid
+
+
+def _unshared(record: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Return what no other cell may have, of a record that may be incomplete."""
+    unshared = [(column, record[column]) for column in _UNSHARED]
+    return [(column, value) for column, value in unshared if value and not _is_no_transport(str(value))]
+
+
+def _imported(record: dict[str, Any], before: Mapping[str, Any] | None) -> Imported:
+    cell = Cell(**record)
+    if before is None:
+        return Imported(cell, "created")
+    changed = tuple(column for column, value in record.items() if value != before[column])
+    return Imported(cell, "updated" if changed else "unchanged", changed)
+
+
+def _write_import(connection: Connection, done: Sequence[Imported], records: Mapping[str, dict[str, Any]]) -> None:
+    for imported in done:
+        if imported.changed:
+            record = records[imported.cell.uuid]
+            values = {column: record[column] for column in imported.changed}
+            connection.execute(update(cell_mappings).where(cell_mappings.c.uuid == record["uuid"]).values(values))
+    created = [records[imported.cell.uuid] for imported in done if imported.outcome == "created"]
+    if not created:
+        return
+    try:
+        connection.execute(insert(cell_mappings), created)
+    except db_exc.DBDuplicateEntry:
+        raise CellExists("a cell with one of those ids or uuids was recorded meanwhile") from None
+    if connection.dialect.name == "postgresql":
+        connection.execute(_MOVE_SEQUENCE, {"used": max(record["id"] for record in created)})
 
 
 def _same_uuid(uuid: str) -> CellExists:

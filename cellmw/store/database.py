@@ -121,9 +121,10 @@ class Database:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._engine.dialect.name} {'closed' if self._closed else 'open'}>"
 
-    def check(self) -> None:
+    def check(self, ref: object = None) -> None:
         """Raise at once where it is known not to answer: for callers that can't wait.
 
+        :param ref: what they want to know of
         :raises StoreUnavailable: unless it is worth a try
         """
         if self.breaker is not None and self.breaker.refuses():

@@ -3,6 +3,19 @@
 
 from __future__ import annotations
 
+from cellmw.urls.checks import check_database_connection, check_transport_url
 from cellmw.urls.masking import MASK, mask
+from cellmw.urls.places import database_place, transport_place
+from cellmw.urls.templates import fields, fill_in, literal
 
-__all__ = ["MASK", "mask"]
+__all__ = [
+    "MASK",
+    "check_database_connection",
+    "check_transport_url",
+    "database_place",
+    "fields",
+    "fill_in",
+    "literal",
+    "mask",
+    "transport_place",
+]

@@ -66,12 +66,11 @@ class Worker:
         :param transport_url: the cell's queue; None for the one in ``[DEFAULT] transport_url``
         """
         self._engine = engines.make_engine(database_connection, {"mysql_sql_mode": "TRADITIONAL"}, pre_ping=True)
-        self._transport = oslo_messaging.get_rpc_transport(conf, url=transport_url)
-        self._server = oslo_messaging.get_rpc_server(
+        self._transport = rpc.get_transport(conf, transport_url)
+        self._server = rpc.get_server(
             self._transport,
             oslo_messaging.Target(topic="compute", server=host),
             [self.make_endpoint(orm.sessionmaker(self._engine.execution_options(**engines.WRITER)), host)],
-            serializer=rpc.ContextSerializer(),
         )
 
     def make_endpoint(self, sessions: orm.sessionmaker[orm.Session], host: str) -> object:

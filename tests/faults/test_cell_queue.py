@@ -21,11 +21,11 @@ import pytest
 from oslo_config import cfg
 
 from cellmw.cell import Cell
-from cellmw.cell_queue import CellQueue, ReplyTimeout
-from cellmw.conf import register_opts
 from cellmw.deadline import after
 from cellmw.exceptions import CellUnavailable, DeadlineExceeded
 from cellmw.limits import Limits
+from cellmw.queues.cell_queue import CellQueue
+from cellmw.queues.message_queue import ReplyTimeout
 from tests.conftest import found
 from tests.servers import private_rabbitmq
 
@@ -110,15 +110,6 @@ class Sender:
 
 
 @pytest.fixture
-def conf() -> cfg.ConfigOpts:
-    """A configuration of the test's own."""
-    conf = cfg.ConfigOpts()
-    conf([], project="cellmw", default_config_files=[], default_config_dirs=[])
-    register_opts(conf)
-    return conf
-
-
-@pytest.fixture
 def open_sender(conf: cfg.ConfigOpts) -> Iterator[Callable[..., Sender]]:
     """Open the queue of this URL, for numbers that go to this topic."""
     with ExitStack() as opened:
@@ -187,7 +178,8 @@ class Collector:
     @contextmanager
     def _channel(self) -> Iterator[amqp.Channel]:
         place = f"{self._address.hostname}:{self._address.port}"
-        with amqp.Connection(place, virtual_host=self._address.path[1:]) as connection:
+        user = {"userid": self._address.username, "password": self._address.password}
+        with amqp.Connection(place, virtual_host=self._address.path[1:], **user) as connection:
             yield connection.channel()
 
 
@@ -426,7 +418,8 @@ def test_alarm(node: Node, open_sender: Callable[..., Sender]) -> None:
     node.broker.administer("set_vm_memory_high_watermark", "0.000001")
     try:
         errors = [sender.refused("cast", number, 0.1)[1] for number in range(1, 9)]
-        assert [error.sent for error in errors] == ["unknown"] * 4 + ["no"] * 4
+        # the first one was written by its sender, and has left no thread
+        assert [error.sent for error in errors] == ["unknown"] * 5 + ["no"] * 3
         assert not sender.queue.breaker.is_open, "it answers, though"
     finally:
         node.broker.administer("set_vm_memory_high_watermark", "0.4")
@@ -434,7 +427,7 @@ def test_alarm(node: Node, open_sender: Callable[..., Sender]) -> None:
     sender.cast(9)
     numbers = collector.numbers()
     assert 9 in numbers
-    assert not {5, 6, 7, 8}.intersection(numbers)
+    assert not {6, 7, 8}.intersection(numbers)
 
 
 # -- brokers that do --------------------------------------------------------------------------------------------------

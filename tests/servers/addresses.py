@@ -82,7 +82,9 @@ def postgresql_database(server: sqlalchemy.URL) -> Iterator[str]:
     with administration(server) as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     try:
-        yield server.set(database=name).render_as_string(hide_password=False)
+        # it trusts whoever comes, and is told a password all the same: where that shows, the test fails
+        password = server.password or secrets.token_hex(12)
+        yield server.set(database=name, password=password).render_as_string(hide_password=False)
     finally:
         with administration(server) as connection:
             connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -129,6 +131,19 @@ class Broker:
     def port(self) -> int:
         """Where it listens."""
         return self._address.port or 5672
+
+    @contextmanager
+    def own_user(self) -> Iterator[None]:
+        """Let vhosts be those of a user with a password like no other, until the block ends."""
+        name, before = _new_name(), self._address
+        self.administer("add_user", name, password := secrets.token_hex(12))
+        try:
+            host = before.netloc.rpartition("@")[2]
+            self._address = before._replace(netloc=f"{name}:{password}@{host}")
+            yield
+        finally:
+            self._address = before
+            self.administer("delete_user", name)
 
     @contextmanager
     def vhost(self) -> Iterator[str]:

@@ -134,7 +134,8 @@ def test_one_queue_twice(rabbit_url: str, refused: Callable[[dict[str, str]], st
 def test_queue_in_use(rabbit_url: str, refused: Callable[[dict[str, str]], str]) -> None:
     """A queue in which there is a message is refused, and left alone."""
     address = urlsplit(rabbit_url)
-    with amqp.Connection(f"{address.hostname}:{address.port}", virtual_host=address.path[1:]) as connection:
+    place, user = f"{address.hostname}:{address.port}", {"userid": address.username, "password": address.password}
+    with amqp.Connection(place, virtual_host=address.path[1:], **user) as connection:
         channel = connection.channel()
         channel.queue_declare("compute", auto_delete=False)
         channel.basic_publish(amqp.Message("one"), routing_key="compute")

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 
 from cellmw import engines
-from cellmw.exceptions import CellInUse, CellNotFound, InstanceMapped, StoreUnavailable
+from cellmw.exceptions import CellChanged, CellInUse, CellNotFound, InstanceMapped, StoreUnavailable
 from cellmw.store import Store, migrations
+from cellmw.store.models import cell_mappings
 from tests.unit.test_store_cells import *  # noqa: F403 - every test there, with the store from here
+from tests.unit.test_store_cells import create
 from tests.unit.test_store_hosts import *  # noqa: F403
 from tests.unit.test_store_instances import *  # noqa: F403
 
@@ -26,6 +29,13 @@ OTHERS = {
     "mysql": "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()",
     "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
 }
+
+WAITING = {
+    "mysql": "SELECT id FROM information_schema.processlist JOIN information_schema.innodb_trx"
+    " ON trx_mysql_thread_id = id WHERE db = DATABASE() AND trx_state = 'LOCK WAIT'",
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+}
+"""How to ask a server which connections to the database wait for a lock."""
 
 KILL = {"mysql": "KILL CONNECTION {}", "postgresql": "SELECT pg_terminate_backend({}, 5000)"}
 
@@ -71,6 +81,21 @@ def fill_pool(store: Store) -> None:
     with store.engine.connect() as one, store.engine.connect() as two, store.engine.connect() as three:
         for connection in (one, two, three):
             connection.exec_driver_sql("SELECT 1")
+
+
+def test_update_waits_for_who_changes_the_cell(store: Store, server: Engine) -> None:
+    """What was read is compared with what another transaction is about to commit."""
+    cell = create(store, 1)
+    with ThreadPoolExecutor(1) as thread, server.execution_options(isolation_level="READ COMMITTED").connect() as other:
+        other.execute(sa.update(cell_mappings).values(transport_url="rabbit://moved/"))
+        update = thread.submit(store.update_cell, cell.uuid, transport_url="rabbit://x/", read=cell)
+        with server.connect() as connection:
+            while not connection.exec_driver_sql(WAITING[server.dialect.name]).scalar():
+                assert not update.done()
+        other.commit()
+        with pytest.raises(CellChanged):
+            update.result()
+    assert store.get_cell(cell.uuid).reveal_transport_url() == "rabbit://moved/"
 
 
 def test_read_survives_dropped_connections(store: Store, server: Engine) -> None:

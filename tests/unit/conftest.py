@@ -19,7 +19,6 @@ from sqlalchemy import text
 
 from cellmw import deploy
 from cellmw.cell import CELL0_UUID
-from cellmw.conf import register_opts
 from cellmw.context import RequestContext, target
 from cellmw.engines import make_engine
 from cellmw.handles import Handles
@@ -36,14 +35,8 @@ if TYPE_CHECKING:
 PATIENCE = 20
 """Seconds after which a test gives up on what has to come; a test that passes never waits for them."""
 
-
-@pytest.fixture
-def conf() -> cfg.ConfigOpts:
-    """A configuration of the test's own, with every option registered and no file read."""
-    conf = cfg.ConfigOpts()
-    conf([], project="cellmw", default_config_files=[], default_config_dirs=[])
-    register_opts(conf)
-    return conf
+PASSWORD = "cell-Qx93-pw"
+"""What the in-memory queue never looks at, and the URL of each has: where it shows, the test fails."""
 
 
 @pytest.fixture
@@ -66,7 +59,7 @@ def new_cell(store: Store, tmp_path: Path) -> Callable[..., Cell]:
         with closing(sqlite3.connect(file)) as connection, connection:
             connection.execute("CREATE TABLE this_cell (name VARCHAR(255))")
             connection.execute("INSERT INTO this_cell VALUES (?)", (name,))
-        urls = {"transport_url": f"memory://{name}/", "database_connection": f"sqlite:///{file}"}
+        urls = {"transport_url": f"memory://user:{PASSWORD}@{name}/", "database_connection": f"sqlite:///{file}"}
         return store.create_cell(name=name, **urls | record)
 
     return new

@@ -19,8 +19,9 @@ from sqlalchemy import event, exc, text
 
 from cellmw import bounds as module
 from cellmw import database, deploy
-from cellmw.bounds import MAX_STUCK, BoundedEngine, cause, has_no_place
+from cellmw.bounds import BoundedEngine, cause, has_no_place
 from cellmw.context import RequestContext, target
+from cellmw.crew import MAX_STUCK
 from cellmw.deadline import after
 from cellmw.exceptions import CellUnavailable, DeadlineExceeded, LeaseClosed
 from cellmw.handles import Handles
@@ -445,6 +446,7 @@ def test_timeouts(on_driver: Callable[..., Handles], driver: Driver, url: str, t
     assert {name: value for name, value in driver.calls[0].items() if "timeout" in name} == timeouts
 
 
+@pytest.mark.shows_passwords("this driver quotes one, as none that there is does; its error is the cause of ours")
 def test_refused(on_driver: Callable[..., Handles], driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
     """A database that refuses a connection is down at once: whoever comes next does not try; nothing shows its URL."""
     import psycopg

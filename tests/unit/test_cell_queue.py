@@ -22,12 +22,13 @@ import oslo_messaging
 import pytest
 from oslo_messaging._drivers import amqpdriver, common, pool
 
-from cellmw import cell_queue as module
 from cellmw.cell import Cell
-from cellmw.cell_queue import CellQueue, ReplyTimeout
 from cellmw.deadline import after
 from cellmw.exceptions import CellMisconfigured, CellUnavailable, DeadlineExceeded
 from cellmw.limits import Limits
+from cellmw.queues import message_queue as module
+from cellmw.queues.cell_queue import CellQueue
+from cellmw.queues.message_queue import ReplyTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -482,6 +483,7 @@ def test_few_are_stuck(used: World) -> None:
     assert sorted(used.broker.written) == [0, 1, 2, 3, 4, 6]
 
 
+@pytest.mark.shows_passwords("this library quotes one, as none that there is does; its error is the cause of ours")
 def test_delivery_failed(used: World) -> None:
     """What fails when it may have been written is unknown, and has somebody look."""
     inner = ConnectionResetError()
@@ -609,6 +611,22 @@ def test_in_memory(open_: Callable[..., CellQueue]) -> None:
     queue.close()
     _, error = took(lambda: queue.send(after(PATIENCE), TARGET, {}, {"method": "x", "args": {}}))
     assert isinstance(error, CellUnavailable)
+
+
+def test_in_memory_at_once(open_: Callable[..., CellQueue]) -> None:
+    """To the in-memory queue everybody sends by itself, without another thread."""
+    queue = open_("memory://cell1/")
+    threads = []
+
+    @contextlib.contextmanager
+    def operation() -> Iterator[None]:
+        threads.append(threading.current_thread())
+        yield
+
+    queue.operation = operation
+    queue.send(after(PATIENCE), TARGET, {}, {"method": "x", "args": {}})
+    took(lambda: queue.send(after(SOON / 4), TARGET, {}, {"method": "x", "args": {}}, wait_for_reply=True))
+    assert threads == [threading.current_thread()] * 2
 
 
 def test_invalid_target(open_: Callable[..., CellQueue]) -> None:

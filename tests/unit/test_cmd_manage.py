@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
@@ -16,35 +16,28 @@ import sqlalchemy as sa
 from cellmw import engines
 from cellmw.cell import CELL0_UUID
 from cellmw.cmd.manage import main
+from cellmw.credentials import KeyRepository, is_encrypted
 from cellmw.store import Store, migrations
 from tests import nova_schema
+from tests.commands import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-INSTANCE = "5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01"
+    from tests.commands import Answer
 
-CELL1 = ["--transport-url", "rabbit://user:s3cret@host1:5672/", "--database_connection", "mysql://nova:s3cret@db/cell1"]
-
-
-class Answer(NamedTuple):
-    """What one command did."""
-
-    exit_code: int
-    out: str
-    err: str
-
-
-if TYPE_CHECKING:
     Manage = Callable[..., Answer]
 
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
-def exit_code_of(arguments: list[str]) -> Any:
-    """Run a command; argparse ends the process where it can't read the arguments, and for help."""
-    try:
-        return main(arguments)
-    except SystemExit as error:
-        return error.code
+INSTANCE = "5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01"
+
+CELL1 = [
+    "--transport-url",
+    "rabbit://user:s3cret@host1:5672/",
+    "--database_connection",
+    "mysql+pymysql://nova:s3cret@db/cell1",
+]
 
 
 @pytest.fixture
@@ -55,25 +48,11 @@ def configuration(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """Undo what oslo.log sets up for the process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
-
-
 @pytest.fixture
 def unsynced(configuration: Path, capsys: pytest.CaptureFixture[str]) -> Manage:
     """Runs a command on an API database that was never synced."""
 
-    def run(*arguments: str) -> Answer:
-        return Answer(exit_code_of(["--config-file", str(configuration), *arguments]), *capsys.readouterr())
-
-    return run
+    return partial(run, capsys, configuration)
 
 
 @pytest.fixture
@@ -254,8 +233,8 @@ def test_create_cell_without_a_database(manage: Manage) -> None:
         ("rabbit://user:s3cret@host:port/", CELL1[3]),
         ("rabbit://user:s3cret@[host/", CELL1[3]),
         (CELL1[1], "s3cret"),
-        (CELL1[1], "mysql://nova:s3cret"),
-        (CELL1[1], "mysql://nova:x@s3cret@db/cell1"),
+        (CELL1[1], "mysql+pymysql://nova:s3cret"),
+        (CELL1[1], "mysql+pymysql://nova:x@s3cret@db/cell1"),
         (CELL1[1], "nosuchdatabase://nova:s3cret@db/cell1"),
     ],
 )
@@ -269,19 +248,146 @@ def test_create_cell_refuses_urls_that_nobody_can_read(
     assert "s3cret" not in answer.err
 
 
-def test_create_cell_takes_templates(manage: Manage) -> None:
-    """URLs may be templates, as Nova has them."""
-    transport_url = "rabbit://{username1}:{password1}@{hostname1}:{port1},{username2}:{password2}@{hostname2}/{path}"
-    database = "{scheme}://{username}:{password}@{hostname}:{port}/cell1?{query}"
-    options = ["--transport-url", transport_url, "--database_connection", database]
-    assert manage("cell_v2", "create_cell", *options).exit_code == 0
+TEMPLATES = [
+    "--transport-url",
+    "rabbit://{username1}:{password1}@{hostname1}:{port1},{username2}:{password2}@{hostname2}/{path}",
+    "--database_connection",
+    "{scheme}://{username}:{password}@{hostname}:{port}/cell1?{query}",
+]
+
+
+def test_create_cell_takes_templates(configuration: Path, manage: Manage, store: Store) -> None:
+    """A template is checked as what it is filled in to, and recorded as it is."""
+    with configuration.open("a") as file:
+        file.write("[DEFAULT]\ntransport_url = rabbit://u:s3cret@h1:1,u:s3cret@h2//\n")
+        file.write(f"[database]\nconnection = {CELL1[3]}\n")
+    assert manage("cell_v2", "create_cell", *TEMPLATES) == (0, "", "")
+    (cell,) = store.list_cells()
+    assert [cell.reveal_transport_url(), cell.reveal_database_connection()] == TEMPLATES[1::2]
+
+
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        ("", "set [DEFAULT] transport_url to what the services have there"),
+        ("rabbit://u:s3cret@h1/", "from [DEFAULT] transport_url: {hostname2}: the default URL has only 1 host"),
+        ("rabbit://u:s3%2Fcret@h1,u:s3cret@h2/", "a / in a password"),
+    ],
+)
+def test_create_cell_refuses_templates(
+    configuration: Path, manage: Manage, store: Store, own: str, reason: str
+) -> None:
+    """A template that can't be filled in, or not to a URL that a cell can have, is refused."""
+    with configuration.open("a") as file:
+        file.write(f"[DEFAULT]\ntransport_url = {own}\n" if own else "")
+    answer = manage("cell_v2", "create_cell", *TEMPLATES[:2], *CELL1[2:])
+    assert (answer.exit_code, reason in answer.err, store.list_cells()) == (1, True, [])
+    assert "s3" not in answer.err
+
+
+def test_create_cell_keeps_braces(configuration: Path, manage: Manage, store: Store) -> None:
+    """Braces in a configured URL are none of a template; two that were typed are one, as in Nova, with a note."""
+    with configuration.open("a") as file:
+        file.write("[DEFAULT]\ntransport_url = rabbit://u:s3{username}@h/\n")
+    typed = manage("cell_v2", "create_cell", "--database_connection", "mysql+pymysql://u:s3{{@db/cell1")
+    assert (typed.exit_code, "two braces" in typed.err, "s3" in typed.err) == (0, True, False)
+    assert store.list_cells()[0].reveal_transport_url() == "rabbit://u:s3%7Busername%7D@h/"
+
+
+def test_create_cell_without_a_queue(configuration: Path, manage: Manage) -> None:
+    """A cell can do without a queue where somebody says so, not where it is only configured."""
+    with configuration.open("a") as file:
+        file.write("[DEFAULT]\ntransport_url = none:///\n")
+    assert manage("cell_v2", "create_cell", *CELL1[2:]).exit_code == 1
+    answer = manage("cell_v2", "create_cell", "--transport-url", "none:///", *CELL1[2:])
+    assert (answer.exit_code, "no message queue" in answer.err) == (0, True)
+
+
+def test_create_cell_warns(manage: Manage) -> None:
+    """What is doubtful about a URL is noted, and the cell recorded."""
+    answer = manage("cell_v2", "create_cell", "--transport-url", "rabbit://u:s3cret@h/?ssl=true", *CELL1[2:])
+    assert (answer.exit_code, answer.out, "ssl_ca_file" in answer.err) == (0, "", True)
+
+
+def test_create_cell_by_reference(manage: Manage, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference is recorded and shown as it is, once what it leads to has passed."""
+    urls = ["--transport-url", "env:CELLMW_TEST_QUEUE", *CELL1[2:]]
+    unset = manage("cell_v2", "create_cell", *urls)
+    monkeypatch.setenv("CELLMW_TEST_QUEUE", "rabbit://u:s3cret@h#/")
+    wrong = manage("cell_v2", "create_cell", *urls)
+    assert (unset.exit_code, wrong.exit_code, store.list_cells()) == (1, 1, [])
+    monkeypatch.setenv("CELLMW_TEST_QUEUE", "rabbit://u:s3cret@h/")
+    assert manage("cell_v2", "create_cell", *urls) == (0, "", "")
+    assert "env:CELLMW_TEST_QUEUE" in manage("cell_v2", "list_cells").out
+
+
+def test_create_cell_encrypts(configuration: Path, tmp_path: Path, manage: Manage, store: Store) -> None:
+    """Where there are keys, URLs are recorded encrypted, and shown as the id of their key."""
+    keys = KeyRepository(str(tmp_path / "keys"))
+    keys.setup()
+    with configuration.open("a") as file:
+        file.write(f"[cellmw]\ncredential_keys = {keys.folder}\n")
+    assert manage("cell_v2", "create_cell", *CELL1).exit_code == 0
+    assert manage("cell_v2", "create_cell", *CELL1).exit_code == 2
+    assert manage("cell_v2", "map_cell0", "--database_connection", f"{CELL1[3]}_cell0").exit_code == 0
+    assert is_encrypted(store.list_cells()[0].reveal_transport_url())
+    shown = json.loads(manage("cell_v2", "list_cells", "-f", "json").out)
+    encrypted = f"encrypted with key {keys.load().primary.id}"
+    assert [cell["Database Connection"] for cell in shown] == [encrypted] * 2
+    assert [cell["Transport URL"] for cell in shown] == [encrypted, "none:///"]
+
+
+def test_create_cell_encrypts_nothing_that_nova_reads(
+    configuration: Path, tmp_path: Path, manage: Manage, store: Store
+) -> None:
+    """In an API database that Nova uses nothing is recorded that Nova could not read."""
+    KeyRepository(str(tmp_path / "keys")).setup()
+    with configuration.open("a") as file:
+        file.write(f"[cellmw]\ncredential_keys = {tmp_path}/keys\n")
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('b30f573d3377')")
+    for command in (("create_cell", *CELL1), ("map_cell0", "--database_connection", CELL1[3])):
+        answer = manage("cell_v2", *command)
+        assert (answer.exit_code, "unset [cellmw] credential_keys" in answer.err) == (1, True)
+    assert store.list_cells() == []
+
+
+def test_list_cells_shows_a_broken_envelope(manage: Manage, store: Store) -> None:
+    """An envelope that was cut off is shown as that."""
+    store.create_cell(name="cell1", transport_url="cellmw:fernet:cut", database_connection="x")
+    answer = manage("cell_v2", "list_cells", "-f", "value", "-c", "Transport URL")
+    assert answer == (0, "encrypted, and cut off or changed\n", "")
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        ["--transport-url", "rabbit://other:x@HOST1/?heartbeat_rate=3"],
+        ["--transport-url", "rabbit://u:p@host3:1,u:p@host1/"],
+        ["--database_connection", "mysql+pymysql://other:x@DB:3306/cell1?charset=utf8"],
+    ],
+)
+def test_create_cell_refuses_what_leads_to_the_same_place(manage: Manage, store: Store, shared: list[str]) -> None:
+    """The same queue or database, written in another way, is refused like the same URL."""
+    manage("cell_v2", "create_cell", "--name", "one", *CELL1)
+    own = ["--transport-url", "rabbit://host2/", "--database_connection", "mysql+pymysql://db/cell2"]
+    answer = manage("cell_v2", "create_cell", *own, *shared)
+    assert (answer.exit_code, "cell one has that" in answer.err, len(store.list_cells())) == (2, True, 1)
+
+
+def test_create_cell_beside_one_that_nobody_can_read(manage: Manage, store: Store) -> None:
+    """A cell whose URLs can't be made out is not compared with, and that is noted."""
+    store.create_cell(name="odd", transport_url="env:CELLMW_UNSET", database_connection="mysql://u:s3cret")
+    answer = manage("cell_v2", "create_cell", *CELL1)
+    assert (answer.exit_code, answer.err.count("cell odd:"), "s3cret" in answer.err) == (0, 2, False)
 
 
 @pytest.mark.parametrize("shared", [CELL1[:2], CELL1[2:]])
 def test_create_cell_refuses_what_another_cell_has(manage: Manage, shared: list[str]) -> None:
     """Two cells with the same queue or database are refused with 2, as by nova-manage."""
     manage("cell_v2", "create_cell", *CELL1)
-    own = ["--transport-url", "rabbit://host2/", "--database_connection", "mysql://db/cell2"]
+    own = ["--transport-url", "rabbit://host2/", "--database_connection", "mysql+pymysql://db/cell2"]
     answer = manage("cell_v2", "create_cell", *own, *shared)
     assert (answer.exit_code, answer.err.count("\n"), "s3cret" in answer.err) == (2, 1, False)
 
@@ -305,7 +411,7 @@ def test_list_cells_for_scripts(manage: Manage, store: Store) -> None:
             "Name": "cell1",
             "UUID": store.list_cells()[0].uuid,
             "Transport URL": "rabbit://user:***@host1:5672/",
-            "Database Connection": "mysql://nova:***@db/cell1",
+            "Database Connection": "mysql+pymysql://nova:***@db/cell1",
             "Disabled": False,
         }
     ]
@@ -314,7 +420,7 @@ def test_list_cells_for_scripts(manage: Manage, store: Store) -> None:
 def test_list_cells_by_name(manage: Manage) -> None:
     """Cells are sorted by name, those without one first."""
     for name, number in (("b", 1), ("a", 2), (None, 3)):
-        urls = ["--transport-url", f"rabbit://host{number}/", "--database_connection", f"mysql://db/{number}"]
+        urls = ["--transport-url", f"rabbit://host{number}/", "--database_connection", f"mysql+pymysql://db/{number}"]
         manage("cell_v2", "create_cell", *(["--name", name] if name else []), *urls)
     assert manage("cell_v2", "list_cells", "-f", "value", "-c", "Name").out == "\na\nb\n"
 
@@ -332,10 +438,14 @@ def test_list_cells_shows_a_cell_without_urls(manage: Manage, store: Store) -> N
 
 def test_map_cell0(manage: Manage, store: Store) -> None:
     """cell0 has its uuid, its name, the database that was typed, and no message queue."""
-    assert manage("cell_v2", "map_cell0", "--database_connection", "mysql://nova:s3cret@db/nova_cell0") == (0, "", "")
+    assert manage("cell_v2", "map_cell0", "--database_connection", "mysql+pymysql://nova:s3cret@db/nova_cell0") == (
+        0,
+        "",
+        "",
+    )
     cell0 = store.get_cell(CELL0_UUID)
     assert (cell0.name, cell0.has_transport) == ("cell0", False)
-    assert cell0.reveal_database_connection() == "mysql://nova:s3cret@db/nova_cell0"
+    assert cell0.reveal_database_connection() == "mysql+pymysql://nova:s3cret@db/nova_cell0"
 
 
 @pytest.mark.parametrize(
@@ -359,15 +469,16 @@ def test_map_cell0_from_the_configuration(
 
 def test_map_cell0_again(manage: Manage, store: Store) -> None:
     """A second map_cell0 changes nothing, and succeeds."""
-    manage("cell_v2", "map_cell0", "--database_connection", "mysql://db/nova_cell0")
-    assert manage("cell_v2", "map_cell0", "--database_connection", "mysql://db/other").exit_code == 0
-    assert store.get_cell(CELL0_UUID).reveal_database_connection() == "mysql://db/nova_cell0"
+    manage("cell_v2", "map_cell0", "--database_connection", "mysql+pymysql://db/nova_cell0")
+    assert manage("cell_v2", "map_cell0", "--database_connection", "mysql+pymysql://db/other").exit_code == 0
+    assert store.get_cell(CELL0_UUID).reveal_database_connection() == "mysql+pymysql://db/nova_cell0"
 
 
 def test_map_cell0_on_another_cells_database(manage: Manage) -> None:
     """cell0 needs a database of its own."""
     manage("cell_v2", "create_cell", *CELL1)
-    assert manage("cell_v2", "map_cell0", *CELL1[2:]).exit_code == 2
+    for connection in (CELL1[3], "mysql+pymysql://other@DB:3306/cell1"):
+        assert manage("cell_v2", "map_cell0", "--database_connection", connection).exit_code == 2
 
 
 def test_map_cell0_without_a_database(manage: Manage) -> None:

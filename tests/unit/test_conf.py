@@ -185,6 +185,20 @@ def test_unknown_key(conf: cfg.ConfigOpts) -> None:
     assert "unknown option 'mapping_tll', 'zone'; the filter takes 'admin_roles', 'allowed_" in str(caught.value)
 
 
+def test_context_attributes_are_not_for_the_ini(conf: cfg.ConfigOpts) -> None:
+    """What goes along with a message can't be set for a filter, by which no client goes."""
+    with pytest.raises(ConfigError, match="context_attributes: it is for the clients and servers of the service"):
+        options.settings(conf, {"context_attributes": "user"})
+
+
+@pytest.mark.parametrize("module", ["cellmw.exceptions", "cellmw"])
+def test_our_errors_stay_where_they_are_raised(conf: cfg.ConfigOpts, module: str) -> None:
+    """cellmw's own errors are never made anew on the other side, where they would say what is not so."""
+    with pytest.raises(ConfigError, match=f"'{module}' can't be among them"):
+        options.settings(conf, {"allowed_remote_exmods": f"nova.exception, {module}"})
+    assert options.settings(conf, {"allowed_remote_exmods": "cellmwx"}).allowed_remote_exmods == ("cellmwx",)
+
+
 @pytest.mark.parametrize("name", ["connection", "max_pool_size"])
 def test_database_options_are_not_for_the_ini(conf: cfg.ConfigOpts, name: str) -> None:
     """Options of other groups can't be set in the ini section."""

@@ -70,8 +70,8 @@ def test_cell_without_a_name() -> None:
 @pytest.mark.parametrize(
     ("error", "data", "message"),
     [
-        (exceptions.CellNotFound("cell9"), {"cell": "cell9"}, "no cell 'cell9' in the API database"),
-        (exceptions.CellNotFound(9), {"cell": 9}, "no cell 9 in the API database"),
+        (exceptions.CellNotFound("cell9"), {"cell": "cell9"}, "no cell 'cell9' is recorded"),
+        (exceptions.CellNotFound(9), {"cell": 9}, "no cell 9 is recorded"),
         (exceptions.CellExists("cell u has that URL already"), {}, "cell u has that URL already"),
         (
             exceptions.CellInUse("cell3", ["hosts", "instances"]),

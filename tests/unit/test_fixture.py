@@ -302,7 +302,7 @@ def test_own_context(targeted: Callable[..., Any]) -> None:
 
 def test_thread_local_context(targeted: Callable[..., Any]) -> None:
     """The context that oslo.context keeps for the log stays as it is."""
-    before = oslo_context.context.get_current()
+    before = RequestContext()
     targeted("cell1")
     assert oslo_context.context.get_current() is before
 

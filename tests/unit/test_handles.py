@@ -15,11 +15,11 @@ from oslo_db.sqlalchemy import orm
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import InvalidRequestError
 
-from cellmw import cell_queue as queue_module
 from cellmw.breaker import ProbedBreaker
 from cellmw.cell import Cell
 from cellmw.exceptions import CellMisconfigured
 from cellmw.handles import Handles
+from cellmw.queues import message_queue as queue_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a broker answers, as far as that can be told without telling it anything.
+"""Whether and how a broker answers, as far as that can be told without telling it anything.
 
 The brokers are sockets of the test's own, which say what a broker would, or nothing.
 """
@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
-import threading
-from contextlib import ExitStack, suppress
+import struct
+from contextlib import ExitStack
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from amqp import serialization
 
-from cellmw.handshake import Address, NoAnswer, shake_hands, unverified
+from cellmw.queues.handshake import (
+    PATIENCE,
+    Address,
+    NoAnswer,
+    cluster_names,
+    objection,
+    shake_hands,
+    speaks_plainly,
+    speaks_tls,
+    unverified,
+)
+from tests.servers.certificates import Authority
+from tests.unit.somebody import Somebody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,54 +38,10 @@ HEADER = b"AMQP\x00\x00\x09\x01"
 
 START = b"\x01\x00\x00\x00\x00\x01\xf6"
 
-SHORT = 0.3
+SHORT = 0.2
 """Seconds for which an answer is waited for that does not come."""
 
 SLACK = 0.5
-
-
-class Somebody:
-    """Listens at a port and says one thing to whoever connects. Lives as long as its test.
-
-    :ivar heard: what was said to it
-    """
-
-    def __init__(self, answer: bytes | None, tls: ssl.SSLContext | None = None) -> None:
-        self.heard = b""
-        self._answer = answer
-        self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._listen)
-        self._thread.start()
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return Address("127.0.0.1", self._listener.getsockname()[1])
-
-    def close(self) -> None:
-        """Say nothing any more."""
-        self._over.set()
-        with suppress(OSError):
-            socket.create_connection(self.address).close()
-        self._thread.join()
-        self._listener.close()
-
-    def _listen(self) -> None:
-        while not self._over.is_set():
-            plain, _ = self._listener.accept()
-            with plain, suppress(OSError), self._wrapped(plain) as connection:
-                self.heard += connection.recv(100)
-                if self._answer is None:
-                    self._over.wait()
-                    continue
-                # in two parts, as a network may bring it
-                connection.sendall(self._answer[:1])
-                connection.sendall(self._answer[1:])
-
-    def _wrapped(self, plain: socket.socket) -> socket.socket:
-        return plain if self._tls is None else self._tls.wrap_socket(plain, server_side=True)
 
 
 @pytest.fixture
@@ -135,20 +103,17 @@ def test_any_of_several(somebody: Callable[..., Somebody], nobody: Address) -> N
         shake_hands([nobody, silent.address], None, SHORT)
 
 
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    """Who has signed all certificates."""
+    return Authority("nobody has heard of it")
+
+
 @pytest.fixture
-def certificate(tmp_path: Path) -> ssl.SSLContext:
-    """A server's side of TLS, by whom nobody has ever heard of."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-subj", "/CN=nobody", "-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+def certificate(authority: Authority, tmp_path: Path) -> ssl.SSLContext:
+    """A server's side of TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(*authority.for_server("127.0.0.1").write(tmp_path, "server"))
     return context
 
 
@@ -171,11 +136,110 @@ def test_tls_silence(somebody: Callable[..., Somebody], certificate: ssl.SSLCont
 
 @pytest.mark.parametrize("wants", ["another version", "a certificate"])
 def test_tls_of_another_kind(somebody: Callable[..., Somebody], certificate: ssl.SSLContext, wants: str) -> None:
-    """One that says no to our TLS answers: what is wrong is something else."""
+    """One that says no to our TLS does not answer, and what it says is told."""
     ours = unverified()
     ours.maximum_version = ssl.TLSVersion.TLSv1_2
     if wants == "a certificate":
         certificate.verify_mode = ssl.CERT_REQUIRED
     else:
         certificate.minimum_version = ssl.TLSVersion.TLSv1_3
-    shake_hands([somebody(START, certificate).address], ours)
+    with pytest.raises(ssl.SSLError, match="ALERT"):
+        shake_hands([somebody(START, certificate).address], ours)
+
+
+def test_tls_by_somebody_else(somebody: Callable[..., Somebody], certificate: ssl.SSLContext) -> None:
+    """One whose certificate is not what we want does not answer."""
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands([somebody(START, certificate).address], ours)
+
+
+def test_tls_by_who_it_is(
+    somebody: Callable[..., Somebody], certificate: ssl.SSLContext, authority: Authority, nobody: Address
+) -> None:
+    """A certificate is compared with the host that was asked, and not with another one."""
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ours.load_verify_locations(cadata=authority.certificate)
+    broker = somebody(START, certificate)
+    shake_hands([nobody, broker.address], ours)
+    with pytest.raises(ssl.SSLCertVerificationError, match="localhost"):
+        shake_hands([Address("localhost", broker.address.port)], ours)
+
+
+# -- what else can be told ---------------------------------------------------------------------------------------------
+
+
+def start_of(properties: dict[str, Any], method: bytes = b"\x00\x0a\x00\x0a", size: int | None = None) -> bytes:
+    """Return the first frame of a broker with these properties."""
+    payload = method + serialization.dumps("ooFSS", (0, 9, properties, "PLAIN", "en_US"))
+    return b"\x01\x00\x00" + struct.pack(">I", len(payload) if size is None else size) + payload + b"\xce"
+
+
+def test_cluster_names(somebody: Callable[..., Somebody], certificate: ssl.SSLContext, nobody: Address) -> None:
+    """Each broker that answers says the name of its cluster, and is told no more than which protocol."""
+    capabilities = {"capabilities": {"publisher_confirms": True}}
+    ones, others = (somebody(start_of(capabilities | {"cluster_name": name})) for name in ("ones", "others'"))
+    silent = somebody(None)
+    begun = monotonic()
+    names = cluster_names([nobody, ones.address, silent.address, others.address], None, 3 * SHORT)
+    assert names == {ones.address: "ones", others.address: "others'"}
+    assert monotonic() - begun < 3 * SHORT
+    assert ones.heard == HEADER
+    encrypted = somebody(start_of({"cluster_name": "ones"}), certificate)
+    assert cluster_names([encrypted.address], unverified()) == {encrypted.address: "ones"}
+    assert cluster_names([], None) == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        start_of({}),
+        start_of({"cluster_name": "ones"}, method=b"\x00\x0a\x00\x0b"),
+        start_of({"cluster_name": "ones"})[:30],
+        start_of({"cluster_name": "ones", "more": "x" * 2**16}),
+        start_of({"cluster_name": "ones"}, size=10),
+        start_of({"cluster_name": "ones"}).replace(b"S", b"\xff"),
+        b"HTTP/1.1 400 Bad Request",
+    ],
+    ids=["no name", "another method", "half", "too long", "too short", "of no type", "else"],
+)
+def test_no_cluster_name(somebody: Callable[..., Somebody], answer: bytes) -> None:
+    """What says no name, or nothing that could be understood, is left out."""
+    assert cluster_names([somebody(answer).address], None, SHORT) == {}
+
+
+def test_speaks_tls(somebody: Callable[..., Somebody], certificate: ssl.SSLContext, nobody: Address) -> None:
+    """What takes part in TLS speaks it, whatever it then says; what answers otherwise, or not, does not."""
+    assert speaks_tls(somebody(START, certificate).address, PATIENCE)
+    certificate.maximum_version = ssl.TLSVersion.TLSv1_2
+    certificate.set_ciphers("AES128-SHA")  # which no key of ours goes with
+    assert speaks_tls(somebody(START, certificate).address, PATIENCE)
+    for answer in (START, b"", b"HTTP/1.1 400 Bad Request"):
+        assert not speaks_tls(somebody(answer).address, PATIENCE)
+    assert not speaks_tls(nobody, PATIENCE)
+    begun = monotonic()
+    assert not speaks_tls(somebody(None).address, SHORT)
+    assert monotonic() - begun < SHORT + SLACK
+
+
+def test_speaks_plainly(somebody: Callable[..., Somebody], certificate: ssl.SSLContext, nobody: Address) -> None:
+    """A broker without TLS does; what is no broker, or wants TLS, does not."""
+    assert speaks_plainly(somebody(START).address, PATIENCE)
+    for other in (somebody(b"HTTP").address, somebody(START, certificate).address, nobody):
+        assert not speaks_plainly(other, PATIENCE)
+
+
+def test_objection(somebody: Callable[..., Somebody], certificate: ssl.SSLContext, nobody: Address) -> None:
+    """What a broker has against us is heard where it is said after the handshake, too."""
+    assert objection(somebody(START, certificate).address, unverified(), SHORT) is None
+    assert objection(nobody, unverified(), SHORT) is None
+    certificate.verify_mode = ssl.CERT_REQUIRED
+    said = objection(somebody(START, certificate).address, unverified(), PATIENCE)
+    assert said is not None
+    assert said.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+
+
+@pytest.mark.parametrize(("host", "text"), [("one.example", "one.example:1"), ("::1", "[::1]:1")])
+def test_address(host: str, text: str) -> None:
+    """An address is written as in a URL."""
+    assert str(Address(host, 1)) == text

@@ -13,8 +13,10 @@ from oslo_db import exception as db_exc
 
 from cellmw import conf as options
 from cellmw import deploy
-from cellmw.exceptions import CellNotFound, StoreUnavailable
+from cellmw.cell import Cell
+from cellmw.exceptions import CellNotFound, StoreUnavailable, UpcallForbidden
 from cellmw.lease import Lease
+from cellmw.records import Records
 from cellmw.store import Store
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from oslo_config import cfg
 
-    from cellmw.cell import Cell
     from cellmw.cells import Cells
     from cellmw.deadline import Deadline
     from cellmw.handles import Handles
@@ -153,7 +154,7 @@ def test_changed_while_it_is_opened(
 
     with closing(deploy.cells(conf, opener=opener)) as cells, cells.lease(cell1.id) as lease:
         assert lease.cell.reveal_transport_url() == other_urls["transport_url"]
-    assert opened == ["memory://cell1/", "memory://moved/"]
+    assert [url.rpartition("@")[2].removeprefix("memory://") for url in opened] == ["cell1/", "moved/"]
 
 
 def test_retired_before_it_was_leased(
@@ -248,6 +249,69 @@ def test_unknown_cell_while_down(cells: Cells, cell1: Cell, monkeypatch: pytest.
     with pytest.raises(StoreUnavailable):
         cells.get(cell1.id)
     assert attempts == []
+
+
+class Elsewhere:
+    """A source that is no API database. Lives as long as its test."""
+
+    def __init__(self, *cells: Cell) -> None:
+        self.cells = list(cells)
+        self.deadlines: list[float | None] = []
+        self.checked: list[int | str] = []
+        self.error: Exception | None = None
+
+    def list_cells(self, deadline: float | None = None) -> list[Cell]:
+        self.deadlines.append(deadline)
+        if self.error is not None:
+            raise self.error
+        return self.cells
+
+    def check(self, ref: int | str) -> None:
+        self.checked.append(ref)
+        if ref == "forbidden":
+            raise UpcallForbidden("cell forbidden")
+
+
+def test_other_sources(cell1: Cell, cell2: Cell) -> None:
+    """The records can come from anywhere: who is not known is looked for there, by the deadline, if that is of use."""
+    source, followed = Elsewhere(cell1, cell2), []
+    records = Records(source, followed.append)
+    assert records.get("cell1", 5.0) == cell1
+    assert (source.checked, source.deadlines) == (["cell1"], [5.0])
+    assert records.get(cell2.uuid) == cell2
+    assert source.deadlines == [5.0]
+    with pytest.raises(CellNotFound):
+        records.get("nosuch")
+    with pytest.raises(UpcallForbidden):
+        records.get("forbidden")
+    assert len(source.deadlines) == len(followed) == 2
+    assert followed[-1] is records.known
+
+
+def test_cells_are_resolved(cell1: Cell, cell2: Cell, other_urls: dict[str, str]) -> None:
+    """What is known, and followed, are the cells as they can be opened, not as they are recorded."""
+    resolved = Cell(cell1.id, cell1.uuid, cell1.name, cell1.disabled, **other_urls)
+    followed: list[Any] = []
+    records = Records(Elsewhere(cell1, cell2), followed.append, lambda cell: resolved if cell == cell1 else cell)
+    for known in (records.get(cell1.id), records.read()["cell1"], records.known[cell1.uuid], followed[0][cell1.id]):
+        assert known is resolved
+    assert records.get("cell2") is cell2
+
+
+def test_sources_that_fail(cell1: Cell, cell2: Cell, caplog: Any) -> None:
+    """A source that can't be read is said to be so, once; what is known is kept, and what is new is an error."""
+    source = Elsewhere(cell1)
+    records = Records(source, lambda known: None)
+    records.read()
+    source.error, source.cells = StoreUnavailable("the file is gone"), [cell1, cell2]
+    for _ in range(2):
+        records.keep_up()
+        assert records.get("cell1") == cell1
+    with pytest.raises(StoreUnavailable):
+        records.get("cell2")
+    assert [record.getMessage() for record in caplog.records] == [
+        "the cells can't be read, those that are known are used: the file is gone"
+    ]
 
 
 def _refuse() -> Any:

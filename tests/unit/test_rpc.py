@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-import json
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import oslo_messaging
@@ -12,10 +12,14 @@ import pytest
 
 from cellmw.cell import Cell
 from cellmw.context import RequestContext, target
+from cellmw.deadline import after
 from cellmw.exceptions import CellHasNoTransport, LeaseClosed, NotTargeted
 from cellmw.handles import Handles
 from cellmw.lease import Lease
+from cellmw.queues.message_queue import ReplyTimeout
 from cellmw.rpc import ClientRouter, ContextSerializer
+
+from .conftest import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -177,6 +181,72 @@ def test_options_without_a_default(context: RequestContext) -> None:
     assert (client.timeout, client.version_cap, client.serializer) == (7, "2.3", serializer)
 
 
+@pytest.mark.parametrize("options", [{}, {"serializer": None}, {"serializer": oslo_messaging.NoOpSerializer()}])
+def test_no_serializer_without_a_default(context: RequestContext, options: dict[str, Any]) -> None:
+    """Nor is there one in the options that are given by name: it is ours then, too."""
+    assert type(ClientRouter(None, target=TARGET, **options).client(context).serializer) is ContextSerializer
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_version_cap(default_transport: oslo_messaging.Transport, context: RequestContext, targeted: bool) -> None:
+    """What is newer than the default client's cap is sent nowhere, and a service can ask before."""
+    router = ClientRouter(oslo_messaging.get_rpc_client(default_transport, TARGET, version_cap="2.3"))
+    client = router.client(context if targeted else RequestContext(overwrite=False))
+    assert client.can_send_version("2.3")
+    assert client.can_send_version()
+    for newer in ("2.4", "3.0"):
+        assert not client.can_send_version(newer)
+        for kind in (client.prepare(version=newer).cast, client.prepare(version=newer).call):
+            with pytest.raises(oslo_messaging.RPCVersionCapError, match=newer):
+                kind(context, "reboot")
+
+
+@pytest.mark.parametrize(
+    "how", [{"server": "worker"}, {"fanout": True}, {"version": "2.2"}, {"server": "worker", "version": "2.1"}]
+)
+def test_prepared(
+    router: ClientRouter,
+    context: RequestContext,
+    context2: RequestContext,
+    queue_of: Callable[[Cell], Queue],
+    cell1: Cell,
+    cell2: Cell,
+    how: dict[str, Any],
+) -> None:
+    """What is prepared reaches the cell of its context, and no other, to one server, to all, in that version."""
+    queues = [queue_of(cell) for cell in (cell1, cell2, DEFAULT)]
+    for number, targeted in enumerate((context, context2)):
+        router.client(targeted).prepare(**how).cast(targeted, "reboot")
+        assert queues[number].next()[1]["version"] == how.get("version", "2.0")
+    assert all(queue.is_empty for queue in queues)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_timeout_of_the_client(handles1: Handles, prepared: bool) -> None:
+    """A timeout of the client's that is over before the deadline holds."""
+    router = ClientRouter(None, target=TARGET, timeout=60 if prepared else 0.02)
+    context = RequestContext(overwrite=False)
+    with Lease(handles1, deadline=after(PATIENCE)) as lease:
+        target(context, lease)
+        client = router.client(context)
+        with pytest.raises(oslo_messaging.MessagingTimeout) as raised:
+            (client.prepare(timeout=0.02) if prepared else client).call(context, "reboot")
+    assert not isinstance(raised.value, ReplyTimeout)
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}, {"timeout": 60, "call_monitor_timeout": 30}])
+def test_deadline_of_the_request(handles1: Handles, options: dict[str, Any]) -> None:
+    """No call lasts longer than the request has left, whatever its timeouts say."""
+    router = ClientRouter(None, target=TARGET, **options)
+    context = RequestContext(overwrite=False)
+    begun = monotonic()
+    with Lease(handles1, deadline=after(0.05)) as lease:
+        target(context, lease)
+        with pytest.raises(ReplyTimeout):
+            router.client(context).call(context, "reboot")
+    assert monotonic() - begun < PATIENCE / 2
+
+
 def test_oslo_messaging_client() -> None:
     """oslo.messaging's clients take these arguments and keep them by these names: what clients share is complete."""
     parameters = set(inspect.signature(oslo_messaging.rpc.client.RPCClient.__init__).parameters)
@@ -219,52 +289,19 @@ def test_serializer_of_the_service(
     assert queue.next()[0]["own"] is True
 
 
-def test_context_round_trip(context: RequestContext) -> None:
-    """Who receives a context gets one that says whose request it is, and that is aimed at no cell."""
-    serializer = ContextSerializer()
-    arrived = serializer.deserialize_context(json.loads(json.dumps(serializer.serialize_context(context))))
-    assert type(arrived) is RequestContext
-    assert (arrived.user_id, arrived.project_id, arrived.roles) == ("user", "project", ["member"])
-    assert (arrived.db_connection, arrived.mq_connection, arrived.cell_uuid) == (None, None, None)
+@pytest.mark.parametrize("name", ["db_connection", "mq_connection"])
+def test_handle_as_an_argument(
+    router: ClientRouter, context: RequestContext, queue_of: Callable[[Cell], Queue], cell1: Cell, name: str
+) -> None:
+    """A handle that is passed as an argument is an error, and nothing is sent."""
+    queue = queue_of(cell1)
+    for kind in (router.client(context).cast, router.client(context).call):
+        with pytest.raises(TypeError, match="stay in their process"):
+            kind(context, "reboot", among=[{"others": getattr(context, name)}])
+    assert queue.is_empty
 
 
-def test_context_class_of_the_service(context: RequestContext) -> None:
-    """A service may receive contexts of its own class."""
-
-    class Context(RequestContext):
-        pass
-
-    serializer = ContextSerializer(Context)
-    assert type(serializer.deserialize_context(serializer.serialize_context(context))) is Context
-
-
-def test_dicts_are_contexts_too(context: RequestContext) -> None:
-    """A context that is a dict travels as it is, without handles that somebody has put into it."""
-    values = {"user_id": "user", "db_connection": context.db_connection, "mq_connection": context.mq_connection}
-    assert ContextSerializer().serialize_context(values) == {"user_id": "user"}
-    assert "db_connection" in values
-
-
-def test_handles_that_a_service_puts_into_its_dict(context: RequestContext) -> None:
-    """A service whose to_dict() has everything in it does not send handles either."""
-
-    class Context(RequestContext):
-        def to_dict(self) -> dict[str, Any]:
-            return vars(self).copy()
-
-    mine = Context(overwrite=False)
-    mine.db_connection, mine.mq_connection = context.db_connection, context.mq_connection
-    assert not {"db_connection", "mq_connection"} & ContextSerializer().serialize_context(mine).keys()
-
-
-def test_arguments_pass_as_they_are(context: RequestContext) -> None:
-    """Arguments and results are none of this serializer's business."""
-    entity = {"a": [1]}
-    assert ContextSerializer().serialize_entity(context, entity) is entity
-    assert ContextSerializer().deserialize_entity(context, entity) is entity
-
-
-def test_handle_as_an_argument(router: ClientRouter, context: RequestContext) -> None:
-    """A handle that is passed as an argument is an error, and does not travel."""
-    with pytest.raises((TypeError, ValueError)):
-        router.client(context).cast(context, "reboot", handle=context.db_connection)
+def test_what_json_cannot_carry(router: ClientRouter, context: RequestContext) -> None:
+    """What nobody can serialize is the library's error, as it is without a router."""
+    with pytest.raises(ValueError, match="primitive"):
+        router.client(context).cast(context, "reboot", what=object())

@@ -9,16 +9,14 @@ import pytest
 import sqlalchemy as sa
 
 from cellmw import engines
-from cellmw.cell import CELL0_UUID
-from cellmw.exceptions import CellExists, CellInUse, CellNotFound
-from cellmw.store import Store, migrations
+from cellmw.cell import CELL0_UUID, Cell
+from cellmw.exceptions import CellChanged, CellExists, CellInUse, CellNotFound
+from cellmw.store import Store, cells, migrations
 from cellmw.store.models import cell_mappings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from cellmw.cell import Cell
 
 INSTANCE = "5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01"
 
@@ -146,6 +144,22 @@ def test_update_of_an_unknown_cell(store: Store) -> None:
         store.update_cell(CELL0_UUID, name="x")
 
 
+def test_update_of_what_is_as_it_was_read(store: Store) -> None:
+    """An update that says what was read is made where that is still so, whatever else has changed of the cell."""
+    cell = create(store, 1)
+    store.update_cell(cell.uuid, disabled=True)
+    assert store.update_cell(cell.uuid, name="new", read=cell).name == "new"
+
+
+def test_update_of_what_has_changed(store: Store) -> None:
+    """Where a URL is another than the one that was read, be it by the case of one letter, nothing is changed."""
+    cell = create(store, 1)
+    changed = store.update_cell(cell.uuid, transport_url="rabbit://user:PASSWORD@host1:5672/")
+    with pytest.raises(CellChanged) as caught:
+        store.update_cell(cell.uuid, transport_url="rabbit://x/", read=cell)
+    assert (store.get_cell(cell.uuid).fingerprint, caught.value.cell) == (changed.fingerprint, cell.uuid)
+
+
 def test_update_to_its_own_url(store: Store) -> None:
     """A cell may be given what it has already."""
     cell = create(store, 1)
@@ -219,3 +233,121 @@ def test_force_leaves_other_cells_alone(store: Store, used_cell: Cell) -> None:
     store.create_host("compute2", cell_id=other.id)
     store.delete_cell(used_cell.uuid, force=True)
     assert [mapping.host for mapping in store.list_hosts()] == ["compute2"]
+
+
+def brought(number: int, uuid: str | None = None, **fields: object) -> Cell:
+    """A cell that comes from elsewhere, with its id."""
+    record = {
+        "id": number,
+        "uuid": uuid or f"{number:08}{INSTANCE[8:]}",
+        "name": f"cell{number}",
+        "disabled": False,
+        "transport_url": f"rabbit://user:password@host{number}:5672/",
+        "database_connection": f"sqlite:///{number}.db",
+    }
+    return Cell(**record | fields)
+
+
+def outcomes(done: list[cells.Imported]) -> list[tuple[int, str, tuple[str, ...]]]:
+    """What became of the cells, by their ids."""
+    return [(imported.cell.id, imported.outcome, imported.changed) for imported in done]
+
+
+def recorded(store: Store) -> list[tuple[object, ...]]:
+    """Everything that is recorded of the cells."""
+    return [(cell.id, cell.uuid, cell.name, cell.disabled, cell.fingerprint) for cell in store.list_cells()]
+
+
+def test_imported_cells_have_their_ids(store: Store) -> None:
+    """What is imported is recorded as it came, and the next cell gets an id that is free."""
+    cell0 = brought(9, CELL0_UUID, name=None, transport_url="none:///", disabled=True)
+    done = store.import_cells([cell0, brought(4)])
+    assert outcomes(done) == [(4, "created", ()), (9, "created", ())]
+    assert [(cell.id, cell.fingerprint) for cell in store.list_cells()] == [
+        (4, brought(4).fingerprint),
+        (9, cell0.fingerprint),
+    ]
+    assert (store.list_cells()[1].name, store.list_cells()[1].disabled) == (None, True)
+    assert create(store, 1).id == 10
+
+
+def test_import_changes_what_is_different(store: Store) -> None:
+    """An import touches what it has to, and nothing when it is run again."""
+    store.import_cells([brought(1), brought(2), brought(3), brought(4)])
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE cell_mappings SET disabled = NULL WHERE id = 1")
+    wanted = [brought(1), brought(2, disabled=True, name=None), brought(3, database_connection="sqlite:///new.db")]
+    done = store.import_cells(wanted)
+    assert outcomes(done) == [
+        (1, "unchanged", ()),
+        (2, "updated", ("name", "disabled")),
+        (3, "updated", ("database_connection",)),
+        (4, "left alone", ()),
+    ]
+    assert [cell.fingerprint for cell in store.list_cells()] == [cell.fingerprint for cell in (*wanted, brought(4))]
+    assert {outcome for _, outcome, _ in outcomes(store.import_cells(wanted))} == {"unchanged", "left alone"}
+    with store.engine.connect() as connection:
+        rows = connection.execute(sa.select(cell_mappings).order_by(cell_mappings.c.id)).all()
+    assert [row.updated_at is None for row in rows] == [True, False, False, True]
+
+
+def test_import_can_swap_urls(store: Store) -> None:
+    """What counts is what the cells have when all is done: two of them may get each other's database."""
+    store.import_cells([brought(1), brought(2)])
+    swapped = [brought(1, database_connection="sqlite:///2.db"), brought(2, database_connection="sqlite:///1.db")]
+    store.import_cells(swapped)
+    assert [cell.fingerprint for cell in store.list_cells()] == [cell.fingerprint for cell in swapped]
+
+
+def test_refused_import_writes_nothing(store: Store) -> None:
+    """An import that would take from a cell what is its own is refused as a whole, without a URL in the reason."""
+    store.import_cells([brought(1), brought(2)])
+    before = recorded(store)
+    for intruder, reason in (
+        (brought(1, CELL0_UUID), "the id of cell 00000001"),
+        (brought(9, brought(1).uuid), "has the id 1 already"),
+        (brought(9, database_connection="sqlite:///1.db"), "the database connection of cell 00000001"),
+        (brought(9, transport_url=brought(1).reveal_transport_url()), "the transport URL of cell 00000001"),
+        (brought(9, database_connection="sqlite:///8.db"), "the database connection of cell 00000008"),
+        (brought(9, brought(8).uuid), "the uuid of cell 00000008"),
+    ):
+        with pytest.raises(CellExists, match=reason) as caught:
+            store.import_cells([brought(2, name="new"), brought(8), intruder])
+        assert recorded(store) == before
+        assert "://" not in str(caught.value)
+
+
+def test_import_while_another_cell_is_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that somebody takes between the checks and the writing is refused, and nothing is written."""
+    store.import_cells([brought(1), brought(2)])
+    before = recorded(store)
+    monkeypatch.setattr(cells, "_check_import", lambda *_: None)
+    with pytest.raises(CellExists, match="meanwhile"):
+        store.import_cells([brought(2, name="new"), brought(1, CELL0_UUID)])
+    assert recorded(store) == before
+
+
+def test_import_without_urls(store: Store) -> None:
+    """Without URLs the rows are there for mappings to refer to, and what was recorded of URLs is gone."""
+    store.import_cells([brought(1), brought(2)])
+    assert outcomes(store.import_cells([brought(2), brought(7), brought(8)], with_urls=False)) == [
+        (1, "left alone", ()),
+        (2, "updated", ("transport_url", "database_connection")),
+        (7, "created", ()),
+        (8, "created", ()),
+    ]
+    with store.engine.connect() as connection:
+        urls = connection.execute(sa.select(cell_mappings.c.transport_url, cell_mappings.c.database_connection)).all()
+    assert urls.count((None, None)) == 3
+    store.create_instance(INSTANCE, project_id="project1", cell_id=7)
+    store.create_host("compute1", cell_id=8)
+
+
+def test_dry_run_of_an_import(store: Store) -> None:
+    """A dry run finds out the same, and writes nothing."""
+    store.import_cells([brought(1)])
+    before = recorded(store)
+    wanted = [brought(1, name="new"), brought(2)]
+    done = outcomes(store.import_cells(wanted, dry_run=True))
+    assert recorded(store) == before
+    assert done == outcomes(store.import_cells(wanted))

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oslo_messaging._drivers import amqp, impl_rabbit
 
-from cellmw.urls import mask
+from cellmw.urls import mask, masking
 
 SECRET = "s3cret"
 
@@ -27,8 +28,10 @@ SECRET = "s3cret"
         ("none:", "none:"),
         ("sqlite:////var/lib/api.db", "sqlite:////var/lib/api.db"),
         ("sqlite://", "sqlite://"),
-        ("{scheme}://{username}:{password}@{hostname}:{port}/x?{query}", "{scheme}://{username}:***@{hostname}:{port}/x?{query}"),
+        ("{scheme}://{username}:{password}@{hostname}:{port}/x?{query}", "{scheme}://{username}:{password}@{hostname}:{port}/x?{query}"),
         ("rabbit://{username1}:s3cret@{hostname1}:{port1}/", "rabbit://{username1}:***@{hostname1}:{port1}/"),
+        ("rabbit://{username1}:{password1}@h,u:{s3cret}@h/", "rabbit://{username1}:{password1}@h,u:***@h/"),
+        ("rabbit://u:{password}s3cret@h/?x={query}", "rabbit://u:***@h/?x={query}"),
         ("", ""),
     ],
 )  # fmt: skip
@@ -41,19 +44,28 @@ def test_masks_each_password(url: str, shown: str) -> None:
     ("parameter", "shown"),
     [
         ("ssl_key_password=s3cret", "ssl_key_password=***"),
-        ("PASSWD=s3cret", "PASSWD=***"),
+        ("anything=s3cret", "anything=***"),
         ("%70assword=s3cret", "%70assword=***"),
-        ("auth_token=s3cret", "auth_token=***"),
         ("odbc_connect=UID%3Dx%3BPWD%3Ds3cret", "odbc_connect=***"),
-        ("proxy=http%3A%2F%2Fu%3As3cret%40h", "proxy=***"),
+        ("charset=http%3A%2F%2Fu%3As3cret%40h", "charset=***"),
+        ("application_name=x%20password%3Ds3cret", "application_name=***"),
+        ("password=a&s3cret", "password=***&***"),
+        ("password=a&{s3cret=", "password=***&***=***"),
         ("ssl_ca=/run/secrets/ca.pem", "ssl_ca=/run/secrets/ca.pem"),
         ("heartbeat_rate=2", "heartbeat_rate=2"),
         ("ssl", "ssl"),
     ],
 )
-def test_masks_secret_parameters(parameter: str, shown: str) -> None:
-    """A mask stands for the value of a query key that sounds secret, or a value that has a secret inside."""
-    assert mask(f"rabbit://u:p@h/?a=b&{parameter}&c=d") == f"rabbit://u:***@h/?a=b&{shown}&c=d"
+def test_masks_parameters(parameter: str, shown: str) -> None:
+    """A mask stands for the value of each query key that is not known to be harmless, or has a secret inside."""
+    assert mask(f"rabbit://u:p@h/?sslmode=b&{parameter}&ssl=d") == f"rabbit://u:***@h/?sslmode=b&{shown}&ssl=d"
+
+
+def test_every_option_of_the_driver_is_known() -> None:
+    """Of each option that a transport URL can have it was decided whether its value may be shown."""
+    secret: set[str] = set()
+    options = {option.dest for option in (*impl_rabbit.rabbit_opts, *amqp.amqp_opts)}
+    assert masking.RABBIT_OPTIONS | secret == options
 
 
 @pytest.mark.parametrize(
@@ -73,6 +85,7 @@ def test_masks_secret_parameters(parameter: str, shown: str) -> None:
         "mysql:user:s3cret@host",
         "s3cret",
         "mysql://user:x@s3cret@host/db?password=s3cret",
+        "mysql://user:x@host/db?charset=@&password=s3cret",
     ],
 )
 def test_never_shows_a_password_that_is_not_encoded(url: str) -> None:

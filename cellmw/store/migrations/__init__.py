@@ -73,6 +73,18 @@ def version(engine: Engine) -> str | None:
         raise failure(error) from error
 
 
+def is_novas(engine: Engine) -> bool:
+    """Tell whether the tables are Nova's.
+
+    :raises StoreUnavailable: if the database gives no answer
+    """
+    try:
+        with engine.connect() as connection:
+            return _is_managed_by_nova(connection)
+    except DATABASE_ERRORS as error:
+        raise failure(error) from error
+
+
 def newest() -> str:
     """Return the revision that :func:`sync` brings a database to."""
     return ScriptDirectory.from_config(_config()).get_current_head() or ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Context -> the RPC client that reaches its cell, and the serializer that takes a context across the wire."""
+"""Context -> the RPC client that reaches its cell."""
 
 from __future__ import annotations
 
@@ -7,38 +7,15 @@ from typing import Any
 
 import oslo_messaging
 
-from cellmw.context import RequestContext
 from cellmw.exceptions import NotTargeted
 from cellmw.lease import TransportView
+from cellmw.rpc.serializer import ContextSerializer
 
 _SHARED = ("timeout", "version_cap", "serializer", "retry", "call_monitor_timeout", "transport_options")
 """What the clients for all cells have in common with the default one."""
 
-_NO_SERIALIZER = oslo_messaging.NoOpSerializer()
-"""What a client has that was given none."""
-
-_HANDLES = ("db_connection", "mq_connection")
-
-
-class ContextSerializer(oslo_messaging.NoOpSerializer):
-    """Sends a context as its ``to_dict()`` and gives the receiver a RequestContext; arguments pass as they are.
-
-    Handles never cross: what arrives is not aimed at any cell.
-    """
-
-    def __init__(self, context_class: type[RequestContext] = RequestContext) -> None:
-        """Serialize contexts.
-
-        :param context_class: what the receiver gets, made by its ``from_dict``
-        """
-        self._context_class = context_class
-
-    def serialize_context(self, context: Any) -> dict[str, Any]:
-        values = context if isinstance(context, dict) else context.to_dict()
-        return {key: value for key, value in values.items() if key not in _HANDLES}
-
-    def deserialize_context(self, context: dict[str, Any]) -> RequestContext:
-        return self._context_class.from_dict(context)
+_NO_SERIALIZER = (oslo_messaging.NoOpSerializer, type(None))
+"""What a client has that was given none, and what it was given then."""
 
 
 class ClientRouter:
@@ -59,7 +36,8 @@ class ClientRouter:
     ) -> None:
         """Route by this client, whose target, serializer, timeouts and version cap the cells' clients share.
 
-        Where it brings no serializer of its own, :class:`ContextSerializer` is used.
+        Where it brings no serializer of its own, it is a :class:`ContextSerializer` for what
+        ``[cellmw] context_attributes`` says.
 
         :param default_client: for contexts that were never targeted; None where the service has no bus of its own
         :param target: what to send to, where there is no default client to take it from
@@ -69,8 +47,8 @@ class ClientRouter:
             raise TypeError("ClientRouter takes a default client, or None and the target, with options, to send to")
         if default_client is not None:
             target, options = default_client.target, {name: getattr(default_client, name) for name in _SHARED}
-        if type(options.get("serializer", _NO_SERIALIZER)) is oslo_messaging.NoOpSerializer:
-            options["serializer"] = ContextSerializer()
+        if type(options.get("serializer")) in _NO_SERIALIZER:
+            options.pop("serializer", None)
         self._target = target
         self._options = options
         self._default = None if default_client is None else self._make(default_client.transport)
@@ -94,4 +72,6 @@ class ClientRouter:
         return self._make(transport)
 
     def _make(self, transport: oslo_messaging.Transport) -> oslo_messaging.RPCClient:
+        if "serializer" not in self._options:
+            self._options["serializer"] = ContextSerializer.configured(transport.conf)
         return oslo_messaging.get_rpc_client(transport, self._target, **self._options)

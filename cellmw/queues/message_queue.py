@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transport URL -> the message queue that all requests for a cell share, every use of which ends by its deadline.
+"""Transport URL -> the message queue that all its users share, every use of which ends by its deadline.
 
 oslo.messaging bounds little by itself: a broker that does not answer keeps a message's thread for as long as it likes.
 So a message is taken there by a thread that its sender can leave, and the sender is told what became of it: sent, not
-sent and never will be, or that nobody knows.
+sent and never will be, or that nobody knows. A cast for which a connection is free goes without that: its sender writes
+it (direct.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import ssl
 import threading
 from functools import partial
 from time import monotonic
@@ -23,23 +23,23 @@ from oslo_config import cfg
 from oslo_messaging._drivers import amqpdriver, common, impl_rabbit
 
 from cellmw.breaker import ProbedBreaker
-from cellmw.causes import cause_of, root_of
+from cellmw.crew import MAX_STUCK
 from cellmw.deadline import after, left
-from cellmw.exceptions import CellMisconfigured, CellUnavailable, DeadlineExceeded
-from cellmw.handshake import Address, shake_hands, unverified
+from cellmw.exceptions import BusUnavailable, CellUnavailable, DeadlineExceeded, UrlRefused
+from cellmw.queues.brokers import Brokers
+from cellmw.queues.causes import cause_of, root_of
+from cellmw.queues.direct import DirectConnection, NotDirect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from cellmw.cell import Cell
     from cellmw.deadline import Deadline
     from cellmw.limits import Limits
 
-LOG = logging.getLogger(__name__)
+    Unavailable = CellUnavailable | BusUnavailable
 
-_MAX_STUCK = 4
-"""How many threads that were left may be stuck in the library before nobody else is let in."""
+LOG = logging.getLogger(__name__)
 
 _REFUSAL = 5
 """Probe intervals for which a broker that has refused us is not asked whether it is there: it is, which is no help."""
@@ -72,8 +72,6 @@ _RABBIT_DEFAULTS = {
     "heartbeat_rate": "2",
 }
 
-_AMQP_PORT = 5672
-
 _OUTAGES = (
     kombu.exceptions.KombuError,
     kombu.exceptions.ConnectionError,
@@ -82,16 +80,16 @@ _OUTAGES = (
 )
 
 
-class ReplyTimeout(DeadlineExceeded, oslo_messaging.MessagingTimeout):  # type: ignore[misc] # no type information
+class ReplyTimeout(DeadlineExceeded, oslo_messaging.MessagingTimeout):
     """No reply came by the deadline. To services that know oslo.messaging alone it is a MessagingTimeout."""
 
 
-class CellQueue:
-    """A cell's message queue: the transport that all requests share, every use of which ends by its deadline.
+class MessageQueue:
+    """A message queue: the transport that all its users share, every use of which ends by its deadline.
 
-    Lives as long as the cell's handles. Shared by all threads.
+    Shared by all threads. Whose it is, and what error says that it does not answer, is a subclass's to say.
 
-    :ivar cell: whose it is
+    :ivar name: what it is called in a sentence
     :ivar transport: oslo.messaging's
     :ivar breaker: open while the queue is known not to answer
     :ivar stuck: an entry for each thread that was left in the library by its sender, and is still there
@@ -101,18 +99,20 @@ class CellQueue:
 
     def __init__(
         self,
-        cell: Cell,
+        name: str,
+        title: str,
         transport: oslo_messaging.Transport,
         probe: Callable[[], object],
         limits: Limits,
     ) -> None:
         """Take a transport that nobody has used yet.
 
+        :param title: what the log calls it
         :param probe: returns if the broker answers, and raises an exception if not
         """
-        self.cell = cell
+        self.name = name
         self.transport = transport
-        self.breaker = ProbedBreaker(f"cell {cell}: its queue", self._probe, limits.probe_interval)
+        self.breaker = ProbedBreaker(title, self._probe, limits.probe_interval)
         self.stuck: set[object] = set()
         self.operation: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
         self._crew = limits.crew
@@ -124,40 +124,11 @@ class CellQueue:
         driver = transport._driver
         self._door: _Door | None = None
         if isinstance(driver, amqpdriver.AMQPDriverBase):
-            self._door = _Door(driver, self, limits.patience)
+            self._door = _Door(driver, self, limits)
+        self._never_waits: bool = getattr(driver, "never_waits", False)
         self._lock = threading.Lock()  # guards who makes the first contact
         self._contacts: dict[str, _Contact] = {}
         self._contacted: set[str] = set()
-
-    @classmethod
-    def open(
-        cls,
-        cell: Cell,
-        conf: cfg.ConfigOpts,
-        limits: Limits,
-    ) -> CellQueue:
-        """Open the queue of a cell that has one, which connects to nothing yet.
-
-        :param conf: the options that the transport goes by; what they or the URL say comes before our defaults
-        :raises CellMisconfigured: if its URL is missing, malformed or names a driver that isn't installed
-        """
-        register_messaging_groups(conf)
-        text = cell.reveal_transport_url()
-        try:
-            url = oslo_messaging.TransportURL.parse(conf, text)
-            if url.transport.split("+")[0] in ("rabbit", "kombu"):
-                _set_rabbit_defaults(conf, url, limits.max_connections)
-            transport = oslo_messaging.get_rpc_transport(conf, url=url)
-        except ImportError as missing:
-            raise CellMisconfigured(
-                cell, f"its oslo.messaging driver needs {missing.name}, which is not installed"
-            ) from None
-        except oslo_messaging.DriverLoadFailure as failure:
-            raise CellMisconfigured(cell, f"no oslo.messaging driver {failure.driver!r} is installed") from None
-        except (oslo_messaging.InvalidTransportURL, cfg.NoSuchOptError, ValueError):
-            # their messages can quote the URL, with its password
-            raise CellMisconfigured(cell, "its transport URL is not one that oslo.messaging can read") from None
-        return cls(cell, transport, _probe_for(url, transport), limits)
 
     def send(
         self,
@@ -174,7 +145,7 @@ class CellQueue:
         """Send a message, and return its reply where one is waited for.
 
         :param retry: as oslo.messaging's; without end, its default, is one more attempt for each host here
-        :raises CellUnavailable: if the queue does not answer; ``sent`` tells what became of the message
+        :raises CellUnavailable, BusUnavailable: if it does not answer; ``sent`` tells what became of the message
         :raises DeadlineExceeded: if the deadline passes first; the message was not sent, and never will be
         :raises ReplyTimeout: if the deadline passes before the reply comes
         """
@@ -205,7 +176,7 @@ class CellQueue:
     ) -> None:
         """Send a notification.
 
-        :raises CellUnavailable: if the queue does not answer; ``sent`` tells what became of the message
+        :raises CellUnavailable, BusUnavailable: if it does not answer; ``sent`` tells what became of the message
         :raises DeadlineExceeded: if the deadline passes first; the message was not sent, and never will be
         """
         passage = _Passage(deadline, self._door is not None, False)
@@ -234,6 +205,10 @@ class CellQueue:
                 if purpose not in self._contacted:
                     self._wait_for_contact(self._door, purpose, passage.deadline)
         try:
+            if self._never_waits or (passage.is_direct and self._door is not None and self._door.is_direct):
+                with contextlib.suppress(NotDirect):
+                    return self._deliver(passage, send)
+                passage.begin_anew()
             return self._crew.run(
                 partial(self._deliver, passage, send),
                 passage.deadline + _GRACE,
@@ -256,10 +231,10 @@ class CellQueue:
         except _OUTAGES as outage:
             if passage.stage >= _Stage.IN_HAND:
                 raise  # the server's own
-            raise self._failed(outage) from outage
+            raise self._failed(outage, sent=passage.sent) from outage
         except AttributeError:
             if self._closed and passage.stage < _Stage.IN_HAND:
-                raise self._unavailable("it was closed") from None
+                raise self._unavailable("it was closed", passage.sent) from None
             raise
 
     def _doubt(self, passage: _Passage) -> None:
@@ -277,7 +252,7 @@ class CellQueue:
             raise self._unavailable("it was closed")
         if self.breaker.refuses():
             raise self._unavailable(self.breaker.cause)
-        if len(self.stuck) >= _MAX_STUCK:
+        if len(self.stuck) >= MAX_STUCK:
             raise self._unavailable(f"{len(self.stuck)} threads are stuck in it")
         if not left(deadline):
             raise self._no_place()
@@ -294,14 +269,15 @@ class CellQueue:
             del self._door.here.passage
 
     def _left_at(self, stage: _Stage, passage: _Passage) -> Exception:
-        if stage is _Stage.OUTSIDE:
+        if stage is _Stage.OUTSIDE and passage.written is None:
             return self._no_place()
         if stage is _Stage.GIVEN_BACK and passage.is_call:
             return self._no_reply()
         return self._unavailable("no answer in time", passage.sent)
 
     def _log_stuck(self) -> None:
-        LOG.warning("cell %s: %d threads are stuck in its queue", self.cell, len(self.stuck))
+        if self.stuck:
+            LOG.warning("threads stuck in %s: %d", self.name, len(self.stuck))
 
     def _wait_for_contact(self, door: _Door, purpose: str, deadline: Deadline) -> None:
         """Wait until sending, or the replies, have a connection, which somebody makes without a user's message."""
@@ -326,7 +302,7 @@ class CellQueue:
             except RuntimeError:  # there are no more threads
                 self._end_contact(contact, purpose, "no thread")
                 raise
-        if not contact.wait(left(deadline)):
+        if not contact.ended.wait(left(deadline)):
             raise self._unavailable("no answer in time")
         if contact.cause:
             raise self._unavailable(contact.cause)
@@ -338,43 +314,51 @@ class CellQueue:
                 door.contact(purpose)
             cause = ""
             self._contacted.add(purpose)
-        except CellUnavailable as unavailable:  # the breaker has opened meanwhile
+        except (CellUnavailable, BusUnavailable) as unavailable:  # the breaker has opened meanwhile
             cause = unavailable.cause
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no connection
             # not chained to what the requesters get: what a wrong URL makes the library say can quote it
-            cause = self._failed(error).cause
+            cause = self._failed(error, door.misfit(error)).cause
         finally:
             self._end_contact(contact, purpose, cause)
 
     def _end_contact(self, contact: _Contact, purpose: str, cause: str) -> None:
         with self._lock:
             del self._contacts[purpose]
-        contact.end(cause)
+        contact.cause = cause
+        contact.ended.set()
 
-    def _failed(self, error: Exception) -> CellUnavailable:
-        cause, root = cause_of(error), root_of(error)
-        if not isinstance(root, OSError) or isinstance(root, ssl.SSLError):
+    def _failed(self, error: Exception, cause: str = "", sent: str = "no") -> Unavailable:
+        cause = cause or cause_of(error)
+        if not isinstance(root_of(error), OSError):
             # the broker is there and won't have us: an answer to a probe says nothing of that for a while
             self._no_probe_before = monotonic() + _REFUSAL * self._probe_interval
         self.breaker.failed(cause)
-        return self._unavailable(cause)
+        return self._unavailable(cause, sent)
 
     def _probe(self) -> None:
         if monotonic() < self._no_probe_before:
             raise ConnectionRefusedError
-        self._ask()
+        try:
+            self._ask()
+        except Exception as error:
+            # in more words than the breaker has for it
+            self.breaker.failed(f"{cause_of(error)} in a probe")
+            raise
 
-    def _unavailable(self, cause: str, sent: str = "no") -> CellUnavailable:
-        return CellUnavailable(self.cell, "queue", cause, sent)
+    def _unavailable(self, cause: str, sent: str = "no") -> Unavailable:
+        """Return the error that says that it does not answer."""
+        raise NotImplementedError
 
     def _no_place(self) -> DeadlineExceeded:
-        return DeadlineExceeded(f"a connection to the queue of cell {self.cell}")
+        return DeadlineExceeded(f"a connection to {self.name}")
 
     def _no_reply(self) -> ReplyTimeout:
-        return ReplyTimeout(f"a reply from the queue of cell {self.cell}")
+        return ReplyTimeout(f"a reply from {self.name}")
 
     def __repr__(self) -> str:
-        return f"<CellQueue cell={self.cell} stuck={len(self.stuck)} {'closed' if self._closed else 'open'}>"
+        state = "closed" if self._closed else "open"
+        return f"<{type(self).__name__} {self.name}: stuck={len(self.stuck)} {state}>"
 
 
 class _Stage(enum.IntEnum):
@@ -393,12 +377,15 @@ class _Stage(enum.IntEnum):
 class _Passage:
     """One message on its way. Lives until it is done, or its sender has left and its thread has seen that."""
 
-    __slots__ = ("_left", "_lock", "cut", "deadline", "is_call", "stage")
+    __slots__ = ("_left", "_lock", "cut", "deadline", "is_call", "is_direct", "stage", "written")
 
     def __init__(self, deadline: Deadline, has_stages: bool, is_call: bool) -> None:
         self.deadline = deadline
         self.is_call = is_call
         self.cut = False
+        # its sender does it where it can; a reply is waited for where no cut connection ends that
+        self.is_direct = not is_call
+        self.written: Any = None
         # of a driver without a door it is not known when it has written
         self.stage = _Stage.OUTSIDE if has_stages else _Stage.GIVEN_BACK
         self._left = False
@@ -406,7 +393,7 @@ class _Passage:
 
     @property
     def sent(self) -> str:
-        return "no" if self.stage < _Stage.IN_HAND else "unknown"
+        return "no" if self.stage < _Stage.IN_HAND and self.written is None else "unknown"
 
     def timeout(self, timeout: float | None) -> float:
         """How long the library waits for a reply.
@@ -426,6 +413,16 @@ class _Passage:
                 self.stage = stage
             return not self._left
 
+    def begin_anew(self) -> None:
+        """Begin anew, in another thread.
+
+        :raises DeadlineExceeded: if the deadline has passed meanwhile
+        """
+        self.is_direct = False
+        self.stage = _Stage.OUTSIDE
+        if not left(self.deadline):
+            raise DeadlineExceeded("the queue")
+
     def leave(self) -> _Stage:
         """Leave it where it is: it gets no further."""
         with self._lock:
@@ -434,22 +431,15 @@ class _Passage:
 
 
 class _Contact:
-    """The first contact with a broker, while it is under way. ``_landed`` is locked until it has ended."""
+    """The first contact with a broker, while it is under way.
+
+    :ivar ended: set when it is not any more
+    :ivar cause: why there is none, empty where there is one
+    """
 
     def __init__(self) -> None:
+        self.ended = threading.Event()
         self.cause = ""
-        self._landed = threading.Lock()
-        self._landed.acquire()
-
-    def wait(self, timeout: float) -> bool:
-        if self._landed.acquire(timeout=timeout):
-            self._landed.release()
-            return True
-        return False
-
-    def end(self, cause: str) -> None:
-        self.cause = cause
-        self._landed.release()
 
 
 class _SenderLeft(Exception):
@@ -463,15 +453,22 @@ class _Door:
 
     :ivar here: ``.passage`` is what the thread is sending
     :ivar hosts: how many the URL has
+    :ivar is_direct: whether a sender can write to a connection by itself
     """
 
-    def __init__(self, driver: Any, queue: CellQueue, patience: float) -> None:
+    def __init__(self, driver: Any, queue: MessageQueue, limits: Limits) -> None:
         pool = driver._connection_pool
         self.here = threading.local()
         self.hosts = max(1, len(driver._url.hosts))
         self._driver = driver
         self._queue = queue
-        self._patience = patience
+        self._pool = pool
+        self._patience = limits.patience
+        self._brokers = Brokers.of(driver)
+        self.is_direct = self._brokers is not None and pool.connection_cls is impl_rabbit.Connection
+        if self.is_direct:
+            pool.connection_cls = partial(DirectConnection, lambda: self.passage, limits.watch, queue._doubt)
+            pool._on_expire = self._expire
         self._places = threading.Semaphore(pool._max_size)
         self._get, self._put, self._create = pool.get, pool.put, pool.create
         pool.get, pool.put, pool.create = self.get, self.put, self.create
@@ -480,19 +477,37 @@ class _Door:
         """Open a connection for sending, or the one for replies."""
         if purpose == common.PURPOSE_SEND:
             self._driver._get_connection(common.PURPOSE_SEND, retry=self.hosts - 1).close()
-        else:
+            if self._brokers is not None:
+                self._brokers.compare(self._queue.name)
+            return
+        self.here.contacts = True
+        try:
             self._driver._get_reply_q()
+        finally:
+            del self.here.contacts
+
+    def misfit(self, error: Exception) -> str:
+        """Say what is wrong with how the broker is spoken to, where that is what the error comes from."""
+        return "" if self._brokers is None else self._brokers.misfit(error)
+
+    @property
+    def passage(self) -> _Passage | None:
+        """What this thread is sending."""
+        return getattr(self.here, "passage", None)
 
     def get(self, retry: int | None = None) -> Any:
-        passage = getattr(self.here, "passage", None) or _Passage(after(self._patience), True, False)
-        if not self._places.acquire(timeout=left(passage.deadline)):
-            raise self._queue._no_place()
+        # a server's reply is nobody's passage
+        passage = self.passage or _Passage(after(self._patience), True, True)
+        is_direct = passage.is_direct and self.is_direct
+        if not self._places.acquire(timeout=0 if is_direct else left(passage.deadline)):
+            raise NotDirect if is_direct else self._queue._no_place()
         try:
             if not passage.reach(_Stage.CONNECTING):
                 raise _SenderLeft
-            if self._queue.breaker.is_open:  # since it waits
-                raise self._queue._unavailable(self._queue.breaker.cause)
-            connection = self._get(retry=retry)
+            # since it waits; a server says what it has done when its broker is back, however long that takes
+            if self._queue.breaker.is_open and (self.passage is not None or retry is not None):
+                raise self._queue._unavailable(self._queue.breaker.cause, passage.sent)
+            connection = self._get_free() if is_direct else self._get(retry=retry)
         except BaseException:
             self._places.release()
             raise
@@ -506,12 +521,60 @@ class _Door:
             self._put(connection)
         finally:
             self._places.release()
-            passage = getattr(self.here, "passage", None)
+            passage = self.passage
             if passage is not None:
                 passage.reach(_Stage.GIVEN_BACK)
 
     def create(self, purpose: str = common.PURPOSE_SEND, retry: int | None = None) -> Any:
-        return self._create(purpose, retry=self.hosts - 1 if retry is None else retry)
+        # a server waits for its broker for as long as that takes
+        is_bounded = self.passage is not None or hasattr(self.here, "contacts")
+        return self._create(purpose, retry=self.hosts - 1 if is_bounded and retry is None else retry)
+
+    def _get_free(self) -> Any:
+        with self._pool._cond:
+            self._pool.expire()
+            if not self._pool._items:
+                raise NotDirect
+            return self._pool._items.pop()[1]
+
+    def _expire(self, connection: Any) -> None:
+        # the pool would wait for its end under the lock for which everybody waits
+        threading.Thread(target=self._close, args=(connection,), name="cellmw-expired", daemon=True).start()
+
+    def _close(self, connection: Any) -> None:
+        try:
+            connection.close()
+        except Exception as error:  # noqa: BLE001 - nobody wants it any more
+            LOG.debug("%s: closing an idle connection failed: %s", self._queue.name, cause_of(error))
+
+
+def open_transport(
+    conf: cfg.ConfigOpts,
+    url: str,
+    limits: Limits,
+    allowed_remote_exmods: Sequence[str],
+    make: Callable[..., oslo_messaging.Transport] = oslo_messaging.get_rpc_transport,
+) -> oslo_messaging.Transport:
+    """Make oslo.messaging's transport for this URL, which connects to nothing yet.
+
+    :param conf: the options that the transport goes by; what they or the URL say comes before our defaults
+    :param allowed_remote_exmods: modules whose exceptions come back from remote calls as themselves
+    :param make: makes it
+    :raises UrlRefused: if the URL is malformed or names a driver that isn't installed
+    """
+    register_messaging_groups(conf)
+    try:
+        parsed = oslo_messaging.TransportURL.parse(conf, url)
+        if parsed.transport.split("+")[0] in ("rabbit", "kombu"):
+            _set_rabbit_defaults(conf, parsed, limits.max_connections)
+        return make(conf, url=parsed, allowed_remote_exmods=list(allowed_remote_exmods))
+    except ImportError as missing:
+        raise UrlRefused(f"its oslo.messaging driver needs {missing.name}, which is not installed") from None
+    except oslo_messaging.DriverLoadFailure as failure:
+        raise UrlRefused(f"no oslo.messaging driver {failure.driver!r} is installed") from None
+    except (oslo_messaging.InvalidTransportURL, cfg.NoSuchOptError, ValueError):
+        # their messages can quote the URL, with its password
+        raise UrlRefused("its transport URL is not one that oslo.messaging can read") from None
 
 
 def _set_rabbit_defaults(conf: cfg.ConfigOpts, url: oslo_messaging.TransportURL, max_connections: int) -> None:
@@ -528,17 +591,10 @@ def _set_rabbit_defaults(conf: cfg.ConfigOpts, url: oslo_messaging.TransportURL,
         url.query["conn_pool_min_size"] = str(max_connections)
 
 
-def _probe_for(url: oslo_messaging.TransportURL, transport: oslo_messaging.Transport) -> Callable[[], object]:
-    driver = transport._driver
-    if not isinstance(driver, impl_rabbit.RabbitDriver) or "+" in url.transport:
-        return lambda: None
-    addresses = [Address(host.hostname or "localhost", host.port or _AMQP_PORT) for host in url.hosts]
-    options = driver.conf.oslo_messaging_rabbit
-    tls = unverified() if options.ssl else None
-    if tls is not None and options.ssl_cert_file:
-        with contextlib.suppress(OSError):  # the first contact will say so
-            tls.load_cert_chain(options.ssl_cert_file, options.ssl_key_file or None)
-    return partial(shake_hands, addresses or [Address("localhost", _AMQP_PORT)], tls)
+def probe_of(transport: oslo_messaging.Transport) -> Callable[[], object]:
+    """Return what returns if the broker answers, and raises an exception if not."""
+    brokers = Brokers.of(transport._driver)
+    return (lambda: None) if brokers is None else brokers.answer
 
 
 def register_messaging_groups(conf: cfg.ConfigOpts) -> None:
