@@ -33,8 +33,9 @@ help:
 	@echo "make releasenotes        print the release notes"
 	@echo "make bench               measure what a request costs"
 	@echo "make bench-rpc           measure what a message costs"
+	@echo "make bench-listing       measure what a list over many cells costs, one of which hangs, and a million rows in pages"
 	@echo "make bench-faults        measure what a server that is taken away costs, before and in the fault"
-	@echo "make bench-nova          measure it beside what Nova does without the filter"
+	@echo "make bench-nova          measure the filter, and a list, beside what Nova does in their place"
 	@echo "make oracle              route a million requests, each answer checked; takes most of an hour"
 	@echo "make clean               remove the environment and everything that was built"
 
@@ -135,6 +136,10 @@ bench: $(STAMP)
 bench-rpc: $(STAMP)
 	$(BIN)/python -m bench.rpc
 
+.PHONY: bench-listing
+bench-listing: $(STAMP)
+	$(BIN)/python -m bench.listing
+
 .PHONY: bench-faults
 bench-faults: $(STAMP)
 	$(BIN)/python -m bench.faults
@@ -142,6 +147,7 @@ bench-faults: $(STAMP)
 .PHONY: bench-nova
 bench-nova: $(NOVA_STAMP)
 	$(NOVA_BIN)/python -m bench.vs_nova
+	$(NOVA_BIN)/python -m bench.listing cells
 
 .PHONY: oracle
 oracle: $(STAMP)

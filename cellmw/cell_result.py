@@ -15,7 +15,8 @@ class CellResult:
     """The answer of one cell. Lives as long as whoever asked needs it; it can go along with a message.
 
     :ivar cell: who was asked
-    :ivar status: ``"ok"``, ``"error"``, ``"timeout"`` or ``"skipped"``
+    :ivar status: ``"ok"``, ``"error"``, ``"timeout"``, or ``"skipped"`` where it was not asked, as it is known not to
+        answer, or no more
     :ivar value: the answer, where the status is ok
     :ivar error: why there is none, where there is none
     """

@@ -7,6 +7,7 @@ Who makes one is deploy.py; who calls it, for a request, is filter.py.
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
 import functools
 import math
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cellmw import forks
 from cellmw.context import copy_context, target
+from cellmw.crew import Crew
 from cellmw.exceptions import CellBusy, CellsClosed, CellUnavailable, ConfigError, InstanceNotMapped
 from cellmw.lease import Lease
 from cellmw.local import LOCAL_ID, LocalCell
@@ -39,6 +41,8 @@ class Cells:
     Shared by all threads.
 
     :ivar mappings: what a service calls when instances come and go
+    :ivar crew: the threads that ask several cells at once
+    :ivar left_behind: id of a cell -> an entry for each thread that was to ask it, was left, and has not come back
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Cells:
         pool: Pool,
         records: Records,
         *,
+        crew: Crew | None = None,
         refresh_interval: float = 10.0,
         max_leases_per_cell: int = 0,
         refuses_down: bool = True,
@@ -55,6 +60,7 @@ class Cells:
         """Put them behind one door; nothing is read or opened yet.
 
         :param records: of the cells; the pool follows them
+        :param crew: whose threads ask several cells at once
         :param refresh_interval: seconds within which a change of the cell records is followed
         :param max_leases_per_cell: how many leases there may be on one cell at a time; 0 for any number
         :param refuses_down: whether there is none on a cell whose database is known not to answer
@@ -63,6 +69,8 @@ class Cells:
         self._store = store
         self._pool = pool
         self._records = records
+        self.crew = crew or Crew()
+        self.left_behind: collections.defaultdict[int, set[object]] = collections.defaultdict(set)
         self._open_handles = pool.handles
         self._at_exit: functools.partial[None] | None = None
         self._max_leases = max_leases_per_cell or math.inf
@@ -70,7 +78,17 @@ class Cells:
         self._upkeep = Upkeep(self._keep_up, refresh_interval)
         forks.follow(self)
 
-    def get(self, ref: int | str) -> Cell:
+    @property
+    def store(self) -> Store:
+        """The records of the API database, with no cache before them.
+
+        :raises UpcallForbidden: in a cell-level service
+        """
+        if isinstance(self._store, LocalCell):
+            self._store.refuse("the API database")
+        return self._store
+
+    def get(self, ref: int | str, deadline: Deadline | None = None) -> Cell:
         """Return the cell with this id, uuid or name.
 
         One that is not known is looked for once in the API database, so a new cell is there from its first use on.
@@ -78,7 +96,15 @@ class Cells:
         :raises CellNotFound: if there is none, or more than one of that name
         :raises StoreUnavailable: if it is not known and the API database does not answer
         """
-        return self._records.get(ref)
+        return self._records.get(ref, deadline)
+
+    def known(self, deadline: Deadline | None = None) -> list[Cell]:
+        """Return every cell, by id, as it was recorded ``refresh_interval`` seconds ago or less.
+
+        :raises StoreUnavailable: if none was ever read, and the API database does not answer
+        """
+        records = self._records.known or self._records.read(deadline)
+        return [cell for ref, cell in records.items() if isinstance(ref, int)]
 
     def local(self) -> Cell:
         """Return the cell that a cell-level service lives in: for what is no WSGI app, as a console proxy.
@@ -194,6 +220,8 @@ class Cells:
     def begin_anew(self) -> None:
         """Begin with nothing open, in a child process: what its parent has open is the parent's."""
         self._at_exit = None
+        self.crew.begin_anew()
+        self.left_behind.clear()
         self._store.begin_anew()
         self.mappings.begin_anew()
         self._records.begin_anew()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import threading
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from cellmw.deadline import SLOW, left
 from cellmw.exceptions import DeadlineExceeded
@@ -29,6 +29,13 @@ _IDLE_TIMEOUT = 10.0
 """Seconds after which a thread that has nothing to do ends."""
 
 
+class Work(Protocol):
+    """Something to be done."""
+
+    def do(self) -> None:
+        """Do it, and raise nothing."""
+
+
 class Crew:
     """Threads that are kept for the next piece of work. Lives as long as the process, and keeps no process alive.
 
@@ -41,7 +48,10 @@ class Crew:
 
     def begin_anew(self) -> None:
         """Begin with no thread, as in a child process, which has inherited none."""
-        self._idle: collections.deque[SimpleQueue[_Job[Any]]] = collections.deque()
+        self._inbox: SimpleQueue[Work] = SimpleQueue()
+        # one for each thread that waits for work, or is about to, and that no work was given to: who takes one out
+        # may put one piece of work in, so that none lies behind one that is stuck
+        self._idle: collections.deque[None] = collections.deque()
 
     def run(
         self,
@@ -63,35 +73,58 @@ class Crew:
         :raises DeadlineExceeded: if it is not done in time
         :raises Exception: whatever the work raises
         """
-        job = _Job(work, stuck, late)
-        try:
-            inbox = self._idle.pop()
-        except IndexError:
-            inbox = SimpleQueue()
-            threading.Thread(target=self._serve, args=(inbox,), name="cellmw-crew", daemon=True).start()
-        inbox.put(job)
+        job = self.start(work, stuck, late=late)
         if slow is not None and not job.wait(min(slow_after, left(deadline))):
             slow()
         if not job.wait(left(deadline)) and job.leave():
             raise DeadlineExceeded(waited_for)
         return job.result()
 
-    def _serve(self, inbox: SimpleQueue[_Job[Any]]) -> None:
-        while True:
+    def start(
+        self,
+        work: Callable[[], T],
+        stuck: set[object],
+        *,
+        late: Callable[[T], object] | None = None,
+    ) -> Job[T]:
+        """Have the work done, and return what can be waited for.
+
+        :param stuck: has an entry for each piece of work that was left by its caller and goes on
+        :param late: takes what comes back after the caller has left, where it has to be closed
+        """
+        job = Job(work, stuck, late)
+        self.give(job)
+        return job
+
+    def give(self, work: Work) -> None:
+        """Have the work done, by a thread that has nothing to do, or a new one.
+
+        :raises RuntimeError: if there are as many threads as there may be
+        """
+        try:
+            self._idle.pop()
+        except IndexError:
+            arguments = (self._inbox, self._idle)
+            threading.Thread(target=_serve, args=arguments, name="cellmw-crew", daemon=True).start()
+        self._inbox.put(work)
+
+
+def _serve(inbox: SimpleQueue[Work], idle: collections.deque[None]) -> None:
+    while True:
+        try:
+            work = inbox.get(timeout=_IDLE_TIMEOUT)
+        except Empty:
             try:
-                job = inbox.get(timeout=_IDLE_TIMEOUT)
-            except Empty:
-                try:
-                    self._idle.remove(inbox)
-                except ValueError:  # somebody has just taken it
-                    continue
-                return
-            job.do()
-            del job
-            self._idle.append(inbox)
+                idle.pop()
+            except IndexError:  # somebody is just putting some in
+                continue
+            return
+        work.do()
+        del work
+        idle.append(None)
 
 
-class _Job(Generic[T]):
+class Job(Generic[T]):
     """One piece of work. ``_done`` is locked until it is done."""
 
     __slots__ = ("_done", "_error", "_late", "_left", "_lock", "_stuck", "_value", "_work")
@@ -109,6 +142,7 @@ class _Job(Generic[T]):
         self._done.acquire()
 
     def do(self) -> None:
+        """Do the work, in a thread of the crew."""
         try:
             self._value = self._work()
         except BaseException as error:  # noqa: BLE001 - it is the caller's
@@ -122,6 +156,7 @@ class _Job(Generic[T]):
             self._late(self._value)
 
     def wait(self, timeout: float) -> bool:
+        """Wait until it is done, and return whether it is."""
         if self._done.acquire(timeout=timeout):
             self._done.release()
             return True
@@ -137,6 +172,7 @@ class _Job(Generic[T]):
             return True
 
     def result(self) -> T:
+        """Return what the work has returned, or raise what it has raised."""
         try:
             if self._error is not None:
                 raise self._error

@@ -155,6 +155,7 @@ def cells(
         mappings,
         pool,
         records,
+        crew=bounds.crew,
         refresh_interval=chosen.refresh_interval,
         max_leases_per_cell=chosen.max_leases_per_cell,
         refuses_down=chosen.down_cell == "503",

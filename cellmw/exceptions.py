@@ -29,6 +29,10 @@
     │   ├── CellBusy             as many requests use it as may at a time
     │   ├── CellHasNoTransport   it has no message queue (cell0), but one was used
     │   └── LeaseClosed          the request that leased its handles has ended
+    ├── CellsMissing             cells that a list, a count or a look-up can't do without gave no answer
+    ├── ListingError             a list can't be sorted or cut as it was asked to be
+    │   ├── BadMarker            the marker names no row of the list
+    │   └── BadCursor            the cursor is not one of ours, or one for another list
     ├── CellsClosed              the cells were closed, and somebody still wants one
     ├── NotTargeted              no cell is attached and no default is configured
     └── DeadlineExceeded         the request's time is up
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cellmw.cell import Cell
+    from cellmw.cell_result import CellResult
 
 
 class CellmwError(Exception):
@@ -264,6 +269,44 @@ class LeaseClosed(CellError):
             f"the lease on cell {cell} has been released: work that outlives its request takes one of its own "
             "with cells.target()",
         )
+
+
+class CellsMissing(CellmwError):
+    """Cells that a list, a count or a look-up can't do without gave no answer.
+
+    :ivar missing: what came of each of them
+    """
+
+    def __init__(self, missing: Sequence[CellResult]) -> None:
+        answers = ", ".join(f"{result.cell} ({result.status})" for result in missing)
+        super().__init__(f"no answer of these cells: {answers}")
+        self.missing = tuple(missing)
+
+
+class ListingError(CellmwError):
+    """A list can't be sorted or cut as it was asked to be; the message, which is the client's to read, says why."""
+
+
+class BadMarker(ListingError):
+    """The marker names no row of the list: there never was one, or it is gone.
+
+    :ivar marker: what was given as one
+    """
+
+    def __init__(self, marker: str) -> None:
+        super().__init__(f"marker {marker!r} is not in the list")
+        self.marker = marker
+
+
+class BadCursor(ListingError):
+    """The cursor is not one of ours, or one for another list.
+
+    :ivar reason: what is wrong with it, in a few words
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the cursor can't be used: {reason}")
+        self.reason = reason
 
 
 class CellsClosed(CellmwError):

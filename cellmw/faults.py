@@ -38,6 +38,8 @@ _FORGED = (webob.exc.HTTPForbidden, "The header that says which instance this is
 _BUILDING = (webob.exc.HTTPConflict, "The instance is still being built.")
 _NO_QUEUE = (webob.exc.HTTPConflict, "The instance never reached a host, so this can't be done to it.")
 _TRY_LATER = (webob.exc.HTTPServiceUnavailable, "The service for this instance is not available at the moment.")
+_BAD_LIST = (webob.exc.HTTPBadRequest, "")
+_CELLS_MISSING = (webob.exc.HTTPServiceUnavailable, "Some of the cells do not answer at the moment.")
 _BROKEN = (webob.exc.HTTPInternalServerError, "The request could not be routed: tell the operator.")
 
 _ANSWERS: dict[type, tuple[type[webob.exc.WSGIHTTPException], str]] = {
@@ -47,6 +49,8 @@ _ANSWERS: dict[type, tuple[type[webob.exc.WSGIHTTPException], str]] = {
     exceptions.InstanceBuilding: _BUILDING,
     exceptions.CellHasNoTransport: _NO_QUEUE,
     exceptions.StoreUnavailable: _TRY_LATER,
+    exceptions.ListingError: _BAD_LIST,
+    exceptions.CellsMissing: _CELLS_MISSING,
     exceptions.CellsClosed: _TRY_LATER,
     exceptions.CellUnavailable: _TRY_LATER,
     exceptions.CellBusy: _TRY_LATER,
@@ -54,7 +58,13 @@ _ANSWERS: dict[type, tuple[type[webob.exc.WSGIHTTPException], str]] = {
 }
 """Every other error of ours is a mistake in the deployment: _BROKEN."""
 
-ESCAPED = (exceptions.CellHasNoTransport, exceptions.CellUnavailable, exceptions.DeadlineExceeded)
+ESCAPED = (
+    exceptions.CellHasNoTransport,
+    exceptions.CellsMissing,
+    exceptions.CellUnavailable,
+    exceptions.DeadlineExceeded,
+    exceptions.ListingError,
+)
 """Errors of ours that are answered when the app lets them escape; any other that escapes stays the app's error."""
 
 
@@ -70,7 +80,7 @@ def fault(error: Exception, environ: WSGIEnvironment, *, admin: bool) -> webob.e
         LOG.error("request %s: answered %d: %s", request_id, code, error, exc_info=code == 500)
     if answer is webob.exc.HTTPNotFound:
         message = message.format(uuid=getattr(error, "instance_uuid", ""))
-    elif admin:
+    elif admin or not message:  # what is wrong with a list's parameters is for whoever has sent them
         message = str(error)
     environ.setdefault("REQUEST_METHOD", "GET")  # a WebOb answer looks it up, also where a server sets none
     response = answer()

@@ -55,6 +55,9 @@ os.register_at_fork(after_in_child=_renew_lock)
 _LAST_PATIENCE = 1.0
 """Seconds that a wait may take which begins after the release: what is left to do is to give back a connection."""
 
+_TAKEN = 0.0
+"""The deadline of a lease that was taken away: for statements that begin after that. Those that have begun are cut."""
+
 _NOT_PORTABLE = "the handles of a cell stay in their process and in their request: they can't be pickled or deep-copied"
 
 
@@ -169,11 +172,20 @@ class Lease:
                     # another thread may be inside a statement, which is not to go on for as long as it likes
                     each.end_all()
         if self._sessions is not None:
+            taken = self.deadline == _TAKEN
             # by their references, which are listed in one step: another thread may be opening one more
             for reference in self._sessions.keyrefs():
                 session = reference()
-                if session is not None:
+                if session is not None and not (taken and self._sessions[session] != threading.get_ident()):
                     _end_session(session, self._sessions[session], self.cell)
+
+    def take_away(self) -> None:
+        """Release it while another thread is at work with it: whatever that waits for, and begins to wait for, ends.
+
+        Its session is its own to close, which it does as soon as it finds out.
+        """
+        self.deadline = _TAKEN
+        self.release()
 
     def __enter__(self) -> Lease:
         return self

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compute API: show, create, reboot, delete, and a console that is streamed.
+"""The compute API: list, show, create, reboot, delete, and a console that is streamed.
 
 No controller names a cell or knows of one: the cells filter has aimed ``context`` at the instance's own cell before the
-request arrives here, ``database.reader(context)`` reads there, and ``client(context)`` sends there.
+request arrives here, ``database.reader(context)`` reads there, and ``client(context)`` sends there. A request for a
+list names no instance, and is aimed nowhere: ``lists.py`` has all cells asked.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from typing import TYPE_CHECKING, Any
 
 import oslo_messaging
@@ -17,7 +19,8 @@ from webob import exc
 from cellmw import database, rpc
 from cellmw.exceptions import NotTargeted, StoreUnavailable
 from examples.compute.context import CONTEXT
-from examples.compute.models import Instance
+from examples.compute.lists import next_link, page_of
+from examples.compute.models import Instance, view
 from examples.compute.scheduler import MEMORY, Scheduler
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ TARGET = oslo_messaging.Target(topic="compute", version="1.0")
 
 _UUID = "(?P<instance_uuid>[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 _ROUTES = [
+    ("GET", re.compile("/servers"), "index"),
+    ("GET", re.compile("/servers/detail"), "detail"),
     ("POST", re.compile("/servers"), "create"),
     ("GET", re.compile(f"/servers/{_UUID}"), "show"),
     ("DELETE", re.compile(f"/servers/{_UUID}"), "delete"),
@@ -40,14 +45,20 @@ _ROUTES = [
     ("GET", re.compile(f"/servers/{_UUID}/console"), "console"),
 ]
 
-FAULTS = {400: "badRequest", 404: "itemNotFound", 409: "conflictingRequest", 503: "serviceUnavailable"}
+FAULTS = {
+    400: "badRequest",
+    403: "forbidden",
+    404: "itemNotFound",
+    409: "conflictingRequest",
+    503: "serviceUnavailable",
+}
 """The names that clients of such an API know."""
 
 
 @database.reader
 def get_instance(context: cellmw.RequestContext, instance_uuid: str) -> dict[str, Any]:
     """Return what the API shows of an instance."""
-    return find(context.session, instance_uuid).view()
+    return view(find(context.session, instance_uuid))
 
 
 def find(session: orm.Session, instance_uuid: str) -> Instance:
@@ -61,10 +72,24 @@ def find(session: orm.Session, instance_uuid: str) -> Instance:
 class Servers:
     """What can be done with servers. Lives as long as the process; threads share it."""
 
-    def __init__(self, compute_rpc: rpc.ClientRouter) -> None:
-        """Send everything to where the context is aimed; only what is new is sent where the scheduler chooses."""
+    def __init__(self, compute_rpc: rpc.ClientRouter, down_cells: str, cursor_secret: str) -> None:
+        """Send everything to where the context is aimed; only what is new is sent where the scheduler chooses.
+
+        :param down_cells: what a list has of a cell that does not answer
+        :param cursor_secret: what the links to the next page are signed with
+        """
         self._compute_rpc = compute_rpc
+        self._down_cells = down_cells
+        self._cursor_secret = cursor_secret
         self._scheduler = Scheduler(compute_rpc)
+
+    def index(self, request: webob.Request) -> webob.Response:
+        """GET /servers?sort_key=name&sort_dir=asc&limit=N: ids and names"""
+        return self._list(request, ("id", "name"))
+
+    def detail(self, request: webob.Request) -> webob.Response:
+        """GET /servers/detail"""
+        return self._list(request)
 
     def create(self, request: webob.Request) -> webob.Response:
         """POST /servers {"server": {"name": ..., "flavor": ...}}: accepted, and built in the background."""
@@ -108,6 +133,19 @@ class Servers:
         get_instance(context, instance_uuid)
         return webob.Response(content_type="text/plain", app_iter=self._lines(context, instance_uuid, int(lines)))
 
+    def _list(self, request: webob.Request, keys: tuple[str, ...] = ()) -> webob.Response:
+        page = page_of(
+            request,
+            context_of(request),
+            cells_of(request),
+            down_cells=self._down_cells,
+            secret=self._cursor_secret,
+        )
+        body: dict[str, Any] = {"servers": [listed(request, row, keys) for row in page.rows]}
+        if links := next_link(request, page):
+            body["servers_links"] = links
+        return webob.Response(json_body=body)
+
     def _lines(self, context: cellmw.RequestContext, instance_uuid: str, lines: int) -> Iterator[bytes]:
         for number in range(lines):
             instance = get_instance(context, instance_uuid)
@@ -138,15 +176,21 @@ def body_of(request: webob.Request, key: str) -> dict[str, Any]:
 class ComputeAPI:
     """The WSGI application. Lives as long as the process."""
 
-    def __init__(self) -> None:
-        """Open nothing: what a request needs, the cells filter has opened."""
+    def __init__(self, down_cells: str = "partial", cursor_secret: str = "") -> None:
+        """Open nothing: what a request needs, the cells filter has opened.
+
+        :param down_cells: what a list has of a cell that does not answer: ``partial``, ``skip`` or ``fail``
+        :param cursor_secret: what the links to the next page are signed with, the same in all workers; by default one
+            that no other worker has
+        """
         # the API has no message queue of its own: it sends to cells only
-        self._servers = Servers(rpc.ClientRouter(None, target=TARGET))
+        router = rpc.ClientRouter(None, target=TARGET)
+        self._servers = Servers(router, down_cells, cursor_secret or secrets.token_hex())
 
     @classmethod
     def factory(cls, global_conf: dict[str, str], **local_conf: str) -> ComputeAPI:
         """Make it for paste.deploy."""
-        return cls()
+        return cls(**local_conf)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -157,7 +201,7 @@ class ComputeAPI:
         except exc.HTTPError as error:
             response = fault(error)
         except UnicodeDecodeError:
-            response = fault(exc.HTTPBadRequest("The path is not UTF-8."))
+            response = fault(exc.HTTPBadRequest("The URL is not UTF-8."))
         except NotTargeted:
             response = fault(exc.HTTPConflict("The instance is still being scheduled."))
         except StoreUnavailable:
@@ -170,6 +214,18 @@ class ComputeAPI:
                 arguments = {key: value.lower() for key, value in match.groupdict().items()}
                 return getattr(self._servers, name), arguments
         raise exc.HTTPNotFound("The resource could not be found.")
+
+
+def listed(request: webob.Request, row: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return what a list shows of a server.
+
+    :param row: its row, or, where its cell does not answer, what is known of it
+    :param keys: all that is shown of a row, everything where there are none
+    """
+    shown = row if isinstance(row, dict) else view(row)
+    if keys and shown is not row:
+        shown = {key: shown[key] for key in keys}
+    return shown | {"links": [{"rel": "self", "href": f"{request.application_url}/servers/{shown['id']}"}]}
 
 
 def fault(error: exc.HTTPError) -> webob.Response:

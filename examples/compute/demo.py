@@ -14,6 +14,7 @@ import argparse
 import http.client
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -113,6 +114,9 @@ class Tour:
         uuids = {name: self.create(name, flavor) for name, flavor in FLAVORS.items()}
         self._expect("instances were built in", {self._homes[uuids["web-1"]], self._homes[uuids["web-2"]]}, set(CELLS))
         self._expect("the failed build is in", self._homes[uuids["giant"]], "cell0")
+        self.list_servers("list by name", f"{SERVERS}?sort_key=name&sort_dir=asc", ["giant", "web-1", "web-2"])
+        behind = self.list_servers("list the first two", f"{SERVERS}?sort_key=name&limit=2", ["web-2", "web-1"])
+        self.list_servers("list the next two", behind, ["giant"])
         for name in ("web-1", "web-2"):
             self.visit(f"show {name}", "GET", uuids[name])
             self.visit(f"reboot {name}", "POST", uuids[name], "/action", body={"reboot": {}}, status=202, sends=True)
@@ -125,6 +129,8 @@ class Tour:
         self.visit("show web-2 again", "GET", uuids["web-2"], status=404)
         self.visit("show an unknown one", "GET", UNKNOWN, status=404)
         self.visit("show another project's", "GET", uuids["web-1"], status=404, client=self._stranger)
+        self.list_servers("list what is left", SERVERS, ["web-1"])
+        self.list_servers("list another project's", SERVERS, [], client=self._stranger)
 
     def create(self, name: str, flavor: str) -> str:
         """Create an instance, learn from the databases where it went, and put decoys into all others."""
@@ -167,6 +173,21 @@ class Tour:
         self._expect(f"{what}: queue", queues, [home] if sends else [])
         # what a stranger asks for has no cell, for all that the stranger is told
         self._note(what, method, path, answer, None if client else instance_uuid, databases, queues)
+
+    def list_servers(self, what: str, path: str, names: list[str], *, client: Client | None = None) -> str:
+        """Ask for a list, see in all databases where the instances are that it names, and return the next page's path.
+
+        :param names: what it has to name, in this order
+        """
+        answer = (client or self._client).send("GET", path)
+        servers = answer.json.get("servers", [])
+        homes = [self.deployment.databases.holding(server["id"], server["name"]) for server in servers]
+        self._expect(f"{what}: status", answer.status, 200)
+        self._expect(f"{what}: order", ", ".join(server["name"] for server in servers), ", ".join(names))
+        self._expect(f"{what}: databases", homes, [[self._homes.get(server["id"])] for server in servers])
+        self._note(what, "GET", path, answer, None, sorted({cell for cells in homes for cell in cells}), [])
+        links = [urlsplit(link["href"]) for link in answer.json.get("servers_links", [])]
+        return next((f"{link.path}?{link.query}" for link in links), SERVERS)
 
     def hang_up(self, what: str, instance_uuid: str) -> None:
         """Begin to read a stream that would go on for hours, leave, and see that the lease is given back."""
@@ -224,6 +245,7 @@ def _text(value: object) -> str:
 
 
 def _shortened(path: str) -> str:
+    path = re.sub("(cursor=)[^&]+", r"\1..", path)
     return "/".join(part if len(part) != len(UNKNOWN) else f"{part[:8]}.." for part in path.split("/"))
 
 
@@ -279,6 +301,10 @@ def _create_and_tell(deployment: Deployment) -> None:
         print(f"# {name}, in {deployment.databases.mapped(instance_uuid)}")
         print(f"curl -s -H 'X-Project-Id: {PROJECT}' {url}")
         print(f"curl -s -H 'X-Project-Id: {PROJECT}' {url}/action -d '{json.dumps({'reboot': {}})}'", flush=True)
+    print("# all of them, by their names")
+    print(
+        f"curl -s -H 'X-Project-Id: {PROJECT}' '{deployment.api.url}{SERVERS}?sort_key=name&sort_dir=asc'", flush=True
+    )
 
 
 def main(arguments: list[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:

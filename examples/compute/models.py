@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy
@@ -26,21 +27,24 @@ class Instance(Base):
     host: orm.Mapped[str | None] = orm.mapped_column(sqlalchemy.String(255), default=None)
     fault: orm.Mapped[str | None] = orm.mapped_column(sqlalchemy.Text, default=None)
     reboots: orm.Mapped[int] = orm.mapped_column(default=0)
+    created_at: orm.Mapped[datetime | None] = orm.mapped_column(default=lambda: datetime.now(UTC).replace(tzinfo=None))
 
-    def view(self) -> dict[str, Any]:
-        """Return what the API shows of it."""
-        view: dict[str, Any] = {
-            "id": self.uuid,
-            "tenant_id": self.project_id,
-            "name": self.name,
-            "flavor": self.flavor,
-            "status": self.state,
-            "host": self.host,
-            "reboots": self.reboots,
-        }
-        if self.fault is not None:
-            view["fault"] = {"message": self.fault}
-        return view
+
+def view(instance: Any) -> dict[str, Any]:
+    """Return what the API shows of an instance, or of its row in a list."""
+    view: dict[str, Any] = {
+        "id": instance.uuid,
+        "tenant_id": instance.project_id,
+        "name": instance.name,
+        "flavor": instance.flavor,
+        "status": instance.state,
+        "host": instance.host,
+        "reboots": instance.reboots,
+        "created": None if instance.created_at is None else f"{instance.created_at:%Y-%m-%dT%H:%M:%SZ}",
+    }
+    if instance.fault is not None:
+        view["fault"] = {"message": instance.fault}
+    return view
 
 
 def create_all(url: str) -> None:

@@ -290,7 +290,7 @@ def test_request_that_waits_for_nothing(fake_cells: FakeCells, monkeypatch: pyte
         raise AssertionError("nothing was to be waited for")
 
     monkeypatch.setattr(bounds, "Wait", refuse)
-    monkeypatch.setattr(crew, "_Job", refuse)
+    monkeypatch.setattr(crew, "Job", refuse)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     answer = ask(cell_filter, instance_uuid, **{"X-Deadline": "5"})
     assert (answer.status_code, answer.text) == (200, "nothing")

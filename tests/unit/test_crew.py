@@ -24,19 +24,25 @@ SHORT = 0.01
 
 
 @pytest.fixture
-def crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
-    """A crew whose threads end soon; none of them is left after the test."""
+def until_idle(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return when all threads of crews that have begun in the test have ended, for lack of work."""
     monkeypatch.setattr(module, "_IDLE_TIMEOUT", 0.05)
-    before = set(threads())
+    before = set(threading.enumerate())
+
+    def wait() -> None:
+        for thread in set(threading.enumerate()) - before:
+            if thread.name == "cellmw-crew":
+                thread.join(PATIENCE)
+                assert not thread.is_alive()
+
+    return wait
+
+
+@pytest.fixture
+def crew(until_idle: Callable[[], None]) -> Iterator[Crew]:
+    """A crew whose threads end soon; none of them is left after the test."""
     yield Crew()
-    for thread in set(threads()) - before:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-
-
-def threads() -> list[threading.Thread]:
-    """All threads of all crews."""
-    return [thread for thread in threading.enumerate() if thread.name == "cellmw-crew"]
+    until_idle()
 
 
 class Hold:
@@ -95,7 +101,7 @@ def test_deadline(crew: Crew, hold: Hold) -> None:
     assert after(0) >= deadline
 
 
-def test_late(crew: Crew, hold: Hold) -> None:
+def test_late(crew: Crew, hold: Hold, until_idle: Callable[[], None]) -> None:
     """What comes back after that is handed to whoever closes it, once, and to nobody where it comes in time."""
     late: list[str] = []
     stuck: set[object] = set()
@@ -106,8 +112,7 @@ def test_late(crew: Crew, hold: Hold) -> None:
     hold.let_go.set()
     # the same thread takes this on only when it is done with that
     until_empty(stuck)
-    for thread in threads():
-        thread.join(PATIENCE)
+    until_idle()
     assert late == ["done"]
 
 
@@ -146,7 +151,7 @@ def test_slow(crew: Crew, hold: Hold, deadline: float, slow_after: float) -> Non
     assert said == ["slow"]
 
 
-def test_done_and_left(crew: Crew) -> None:
+def test_done_and_left(crew: Crew, until_idle: Callable[[], None]) -> None:
     """Work that is done just as its caller leaves is returned or handed on, never both, and not counted for ever."""
     stuck: set[object] = set()
     late: list[int] = []
@@ -165,8 +170,7 @@ def test_done_and_left(crew: Crew) -> None:
             returned.append(crew.run(work, after(0.0002 * (number % 5)), stuck, "", late=late.append))
         leaving.join(PATIENCE)
     until_empty(stuck)
-    for thread in threads():
-        thread.join(PATIENCE)
+    until_idle()
     assert sorted(returned + late) == list(range(300))
 
 
@@ -175,7 +179,7 @@ def test_one_comes_first(first: str) -> None:
     """Work that was done can't be left any more, and what comes of work that was left is handed on."""
     stuck: set[object] = set()
     late: list[str] = []
-    job = module._Job(lambda: "done", stuck, late.append)
+    job = module.Job(lambda: "done", stuck, late.append)
     if first == "left":
         assert job.leave()
         assert stuck == {job}
@@ -191,7 +195,7 @@ def test_both_at_once(together: Callable[[int, Callable[[int], Any]], list[Any]]
     for spin in range(200):
         stuck: set[object] = set()
         late: list[str] = []
-        job = module._Job(lambda: "done", stuck, late.append)
+        job = module.Job(lambda: "done", stuck, late.append)
 
         def meet(number: int, job: Any = job, spin: int = spin) -> Any:
             if number == 0:
@@ -222,15 +226,13 @@ def test_thread_is_used_again(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> No
     assert not barrier.broken
 
 
-def test_idle_thread_ends(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_thread_ends(crew: Crew, monkeypatch: pytest.MonkeyPatch, until_idle: Callable[[], None]) -> None:
     """A thread that has nothing to do ends; the next caller, be it at that very moment, is served all the same."""
     monkeypatch.setattr(module, "_IDLE_TIMEOUT", 0.001)
-    before = set(threads())
     for number in range(300):
         assert crew.run(lambda number=number: number, after(PATIENCE), set(), "") == number
         threading.Event().wait(0.0005 * (number % 5))
-    for thread in set(threads()) - before:
-        thread.join(PATIENCE)
+    until_idle()
     assert list(crew._idle) == []
 
 
@@ -249,3 +251,58 @@ def test_keeps_no_process_alive() -> None:
     )
     run = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, timeout=PATIENCE)
     assert (run.returncode, run.stdout, run.stderr) == (0, b"\n", b"")
+
+
+def test_start(crew: Crew, hold: Hold) -> None:
+    """What was started goes on while its caller does something else, and can be waited for."""
+    job = crew.start(hold, set())
+    assert not job.wait(0)
+    hold.let_go.set()
+    assert (job.wait(PATIENCE), job.result()) == (True, "done")
+
+
+class Meeting:
+    """Work that is done when as many as the barrier wants are at it at once. Lives as long as the test."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self._barrier = barrier
+
+    def do(self) -> None:
+        """Do it."""
+        self._barrier.wait(PATIENCE)
+
+
+def test_none_waits_for_another(crew: Crew, hold: Hold) -> None:
+    """Work never waits for other work, whatever threads have been idle, and how many pieces are given at once."""
+    for count in (1, 3, 2, 8, 5):
+        crew.start(hold, set())
+        barrier = threading.Barrier(count + 1)
+        for _ in range(count):
+            crew.give(Meeting(barrier))
+        barrier.wait(PATIENCE)
+
+
+def test_no_more_threads(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started the caller is told, and the work is not done later by another one."""
+    done: list[str] = []
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            crew.start(lambda: done.append("late"), set())
+    assert crew.run(lambda: "next", after(PATIENCE), set(), "") == "next"
+    assert done == []
+
+
+def test_begin_anew(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given before is not done by the threads of one that has begun anew."""
+    done: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: None)
+        crew.start(lambda: done.append("before"), set())
+    crew.begin_anew()
+    assert crew.run(lambda: "anew", after(PATIENCE), set(), "") == "anew"
+    assert done == []

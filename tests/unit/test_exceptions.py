@@ -10,9 +10,12 @@ import pytest
 
 from cellmw import exceptions
 from cellmw.cell import Cell
+from cellmw.cell_result import CellResult
 
 SECRET = "s3cret"
 CELL = Cell(3, "uuid-3", "cell3", False, f"rabbit://u:{SECRET}@h/", f"mysql+pymysql://u:{SECRET}@h/d")
+
+MISSING = (CellResult(CELL, "timeout"), CellResult(Cell(4, "uuid-4", None, False, None, None), "error"))
 
 CELL_ERRORS = [
     exceptions.CellError(CELL, "message"),
@@ -101,6 +104,14 @@ def test_cell_without_a_name() -> None:
             "the deadline passed while waiting for cell cell3 to be opened",
         ),
         (exceptions.CellUnavailable(CELL, "queue"), {"resource": "queue"}, "cell cell3: its queue does not answer"),
+        (
+            exceptions.CellsMissing(list(MISSING)),
+            {"missing": MISSING},
+            "no answer of these cells: cell3 (timeout), uuid-4 (error)",
+        ),
+        (exceptions.ListingError("the limit is 0"), {}, "the limit is 0"),
+        (exceptions.BadMarker("i"), {"marker": "i"}, "marker 'i' is not in the list"),
+        (exceptions.BadCursor("it is cut"), {"reason": "it is cut"}, "the cursor can't be used: it is cut"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -13,6 +13,7 @@ import webob
 
 from cellmw import exceptions
 from cellmw.cell import Cell
+from cellmw.cell_result import CellResult
 from cellmw.faults import ESCAPED, RETRY_AFTER, fault
 
 SECRET = "s3cret"
@@ -63,6 +64,20 @@ ANSWERS: list[tuple[Exception, int, str, str]] = [
         503,
         "serviceUnavailable",
         "The service for this instance is not available at the moment.",
+    ),
+    (
+        exceptions.CellsMissing([CellResult(CELL, "timeout")]),
+        503,
+        "serviceUnavailable",
+        "Some of the cells do not answer at the moment.",
+    ),
+    (exceptions.ListingError("the list can't be sorted by x"), 400, "badRequest", "the list can't be sorted by x"),
+    (exceptions.BadMarker(UUID), 400, "badRequest", f"marker '{UUID}' is not in the list"),
+    (
+        exceptions.BadCursor("it is damaged"),
+        400,
+        "badRequest",
+        "the cursor can't be used: it is damaged",
     ),
     (
         exceptions.MappingDangling(UUID, 9),
@@ -194,8 +209,10 @@ def test_escaped() -> None:
     """These errors are answered where the app lets them escape: none of them is a mistake in the app."""
     assert set(ESCAPED) == {
         exceptions.CellHasNoTransport,
+        exceptions.CellsMissing,
         exceptions.CellUnavailable,
         exceptions.DeadlineExceeded,
+        exceptions.ListingError,
     }
 
 

@@ -952,6 +952,23 @@ def test_session_of_another_thread(
     assert names(handles1) == ["cell1", "new"]
 
 
+def test_take_away(
+    database: DatabaseView, lease: Lease, handles1: Handles, in_thread: InThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lease that is taken away from a thread at work ends what that does next, and writes; it is no news."""
+
+    def work() -> None:
+        with database.writer.using(RequestContext(overwrite=False)) as session:
+            session.execute(INSERT)
+            in_thread(lease.take_away)
+            session.execute(INSERT)
+
+    with pytest.raises(LeaseClosed):
+        work()
+    assert caplog.messages == []
+    assert names(handles1) == ["cell1"]
+
+
 def test_release_in_another_thread(
     database: DatabaseView, context: RequestContext, lease: Lease, handles1: Handles, in_thread: InThread
 ) -> None:

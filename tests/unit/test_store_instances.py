@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import event
 
 from cellmw import engines
 from cellmw.exceptions import InstanceMapped, InstanceNotMapped
@@ -15,7 +16,7 @@ from cellmw.store import InstanceMapping, Store, migrations
 from cellmw.store.models import instance_mappings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sized
     from pathlib import Path
 
 INSTANCE = "5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01"
@@ -163,3 +164,52 @@ def test_list_of_one_project(store: Store) -> None:
     store.create_instance(INSTANCE, project_id="p1")
     store.create_instance(OTHER, project_id="p2")
     assert [mapping.instance_uuid for mapping in store.list_instances(project_id="p1")] == [INSTANCE]
+
+
+def test_many_are_found_at_once(store: Store, cells: list[int]) -> None:
+    """Of many instances those that are mapped are found, each once, also where they were named twice."""
+    created = {store.create_instance(INSTANCE, project_id="p", cell_id=cells[0])}
+    created.add(store.create_instance(OTHER, project_id="p"))
+    unknown = [str(uuid.uuid4()) for _ in range(1000)]
+    found = store.find_instances([OTHER, *unknown, INSTANCE, OTHER])
+    assert (set(found), len(found)) == (created, 2)
+
+
+@pytest.mark.parametrize(("count", "queries"), [(0, 0), (999, 1), (1000, 2), (2000, 3)])
+def test_more_than_a_statement_takes(store: Store, count: int, queries: int) -> None:
+    """However many are looked for, no statement has more parameters than every database takes; none asks nothing."""
+    store.create_instance(INSTANCE, project_id="p")
+    store.create_instance(OTHER, project_id="p")
+    sizes: list[int] = []
+
+    def measure(_: object, __: object, statement: str, parameters: Sized, *___: object) -> None:
+        if " IN " in statement:
+            sizes.append(len(parameters))
+
+    uuids = [INSTANCE, *(str(uuid.uuid4()) for _ in range(count - 2)), OTHER] if count else []
+    event.listen(store.engine, "before_cursor_execute", measure)
+    try:
+        found = {mapping.instance_uuid for mapping in store.find_instances(uuids)}
+    finally:
+        event.remove(store.engine, "before_cursor_execute", measure)
+    assert found == {*uuids[:1], *uuids[-1:]}
+    assert (len(sizes), sum(sizes), max(sizes, default=0) <= 999) == (queries, count, True)
+
+
+def test_cells_of_a_project(store: Store, cells: list[int]) -> None:
+    """The cells of a project are those of its instances, each once, by id."""
+    homes = {"p": [cells[1], cells[0], cells[1], None], "p2": [*cells, cells[0]], "p3": [cells[1]], "p4": [None]}
+    for project, cell_ids in homes.items():
+        for cell_id in cell_ids:
+            store.create_instance(str(uuid.uuid4()), project_id=project, cell_id=cell_id)
+    assert [store.list_cell_ids(project) for project in (*homes, "p5")] == [cells, cells, cells[1:], [], []]
+
+
+def test_cells_of_a_project_whose_instances_go(store: Store, cells: list[int]) -> None:
+    """A cell counts as long as there is an instance in it that is not being deleted, old rows of Nova's included."""
+    store.create_instance(INSTANCE, project_id="p", cell_id=cells[0])
+    store.update_instance(INSTANCE, queued_for_delete=True)
+    with store.engine.begin() as connection:
+        values = {"instance_uuid": OTHER, "project_id": "p", "queued_for_delete": None, "cell_id": cells[1]}
+        connection.execute(instance_mappings.insert().values(values))
+    assert store.list_cell_ids("p") == [cells[1]]
