@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import oslo_context.context
 import pytest
@@ -74,6 +75,15 @@ def logging_as_it_was() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[list[Any]]:
+    """Servers that were stopped: to wait for one takes the library a second, so all are waited for at once."""
+    servers: list[Any] = []
+    yield servers
+    with ThreadPoolExecutor(len(servers)) as threads:
+        list(threads.map(lambda server: server.wait(), servers))
 
 
 @pytest.fixture(scope="session")

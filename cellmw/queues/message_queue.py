@@ -553,13 +553,11 @@ def open_transport(
     url: str,
     limits: Limits,
     allowed_remote_exmods: Sequence[str],
-    make: Callable[..., oslo_messaging.Transport] = oslo_messaging.get_rpc_transport,
 ) -> oslo_messaging.Transport:
     """Make oslo.messaging's transport for this URL, which connects to nothing yet.
 
     :param conf: the options that the transport goes by; what they or the URL say comes before our defaults
     :param allowed_remote_exmods: modules whose exceptions come back from remote calls as themselves
-    :param make: makes it
     :raises UrlRefused: if the URL is malformed or names a driver that isn't installed
     """
     register_messaging_groups(conf)
@@ -567,7 +565,7 @@ def open_transport(
         parsed = oslo_messaging.TransportURL.parse(conf, url)
         if parsed.transport.split("+")[0] in ("rabbit", "kombu"):
             _set_rabbit_defaults(conf, parsed, limits.max_connections)
-        return make(conf, url=parsed, allowed_remote_exmods=list(allowed_remote_exmods))
+        return oslo_messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=list(allowed_remote_exmods))
     except ImportError as missing:
         raise UrlRefused(f"its oslo.messaging driver needs {missing.name}, which is not installed") from None
     except oslo_messaging.DriverLoadFailure as failure:

@@ -107,15 +107,6 @@ class Worker:
         return "cell1"
 
 
-@pytest.fixture(scope="module")
-def stopped() -> Iterator[list[Any]]:
-    """Servers that were stopped: to wait for one takes the library a second, so all are waited for at once."""
-    servers: list[Any] = []
-    yield servers
-    with ThreadPoolExecutor(len(servers)) as threads:
-        list(threads.map(lambda server: server.wait(), servers))
-
-
 @pytest.fixture
 def worker(service: Service, stopped: list[Any]) -> Iterator[None]:
     """A worker of cell1, with the configuration that its API has."""

@@ -84,14 +84,6 @@ class World:
         return set(self.threads) == {threading.current_thread()}
 
 
-@pytest.fixture
-def conf() -> cfg.ConfigOpts:
-    """A configuration of the test's own."""
-    conf = cfg.ConfigOpts()
-    conf([], project="cellmw", default_config_files=[], default_config_dirs=[])
-    return conf
-
-
 @pytest.fixture(scope="module")
 def url(rabbitmq_server: Any) -> Iterator[str]:
     """One vhost for all tests: each reads whatever it sends."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import queue
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -95,15 +94,6 @@ class Own(oslo_messaging.NoOpSerializer):
 
     def serialize_context(self, ctxt: Any) -> dict[str, Any]:
         return {"own": True}
-
-
-@pytest.fixture(scope="module")
-def stopped() -> Iterator[list[Any]]:
-    """Servers that were stopped: to wait for one takes the library a second, so all are waited for at once."""
-    servers: list[Any] = []
-    yield servers
-    with ThreadPoolExecutor(len(servers)) as threads:
-        list(threads.map(lambda server: server.wait(), servers))
 
 
 @pytest.fixture
