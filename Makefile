@@ -17,6 +17,7 @@ help:
 	@echo "make demo                run the demo: two cells, real HTTP requests, a table of what went where"
 	@echo "make serve               leave the demo running, for curl"
 	@echo "make test                run the tests, with servers of their own where none answers; skip what is not installed"
+	@echo "make test-operator       run the operator's commands on servers, and those of the operator's guide"
 	@echo "make test-brokers        run the tests on brokers of their own: a cluster, TLS, one that is down"
 	@echo "make test-faults         run the tests in which servers of their own are killed, frozen and replaced, under load"
 	@echo "make test-nova           run the tests in a real Nova, on SQLite and then on the servers, in an environment of its own"
@@ -34,6 +35,7 @@ help:
 	@echo "make bench               measure what a request costs"
 	@echo "make bench-rpc           measure what a message costs"
 	@echo "make bench-listing       measure what a list over many cells costs, one of which hangs, and a million rows in pages"
+	@echo "make bench-map           measure what it takes to map a million instances, and to verify them, on the servers"
 	@echo "make bench-faults        measure what a server that is taken away costs, before and in the fault"
 	@echo "make bench-nova          measure the filter, and a list, beside what Nova does in their place"
 	@echo "make oracle              route a million requests, each answer checked; takes most of an hour"
@@ -45,7 +47,7 @@ $(STAMP): $(REQUIREMENTS)
 		{ echo "$(PYTHON) is older than Python 3.11: try make PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
-	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,cache,castellan,test,check,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[mysql,postgresql,demo,fixture,cache,castellan,test,check,docs,graph]'
 	@touch $@
 
 # On servers: make demo API_DB=URL CELL1_DB=URL CELL1_MQ=URL, and CELL0_DB, CELL2_DB, CELL2_MQ; make serve likewise.
@@ -60,15 +62,21 @@ serve: $(STAMP)
 
 .PHONY: test
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/nova --ignore tests/faults --ignore tests/services/brokers
+	$(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/nova --ignore tests/faults --ignore tests/services/brokers \
+		--ignore tests/operator
+
+.PHONY: test-operator
+test-operator: $(STAMP)
+	$(BIN)/python -m pytest -n auto tests/operator
 
 .PHONY: test-brokers
 test-brokers: $(STAMP)
 	$(BIN)/python -m pytest tests/services/brokers
 
+# Times are bounds in them, so not on each processor: servers under load, and their clients, need some, too.
 .PHONY: test-faults
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest -n 3 --dist loadfile tests/faults
 
 # Nova brings its own versions of much that cellmw uses.
 $(NOVA_STAMP): $(REQUIREMENTS)
@@ -79,8 +87,8 @@ $(NOVA_STAMP): $(REQUIREMENTS)
 
 .PHONY: test-nova
 test-nova: $(NOVA_STAMP)
-	$(NOVA_BIN)/python -m pytest tests/nova --deployment sqlite
-	$(NOVA_BIN)/python -m pytest tests/nova --deployment servers
+	$(NOVA_BIN)/python -m pytest -n auto --dist loadfile tests/nova --deployment sqlite
+	$(NOVA_BIN)/python -m pytest -n auto --dist loadfile tests/nova --deployment servers
 
 .PHONY: check
 check: lint types layers check-sample check-releasenotes package docs
@@ -139,6 +147,10 @@ bench-rpc: $(STAMP)
 .PHONY: bench-listing
 bench-listing: $(STAMP)
 	$(BIN)/python -m bench.listing
+
+.PHONY: bench-map
+bench-map: $(STAMP)
+	$(BIN)/python -m bench.mapping
 
 .PHONY: bench-faults
 bench-faults: $(STAMP)

@@ -19,6 +19,7 @@ from cellmw import forks
 from cellmw.context import copy_context, target
 from cellmw.crew import Crew
 from cellmw.exceptions import CellBusy, CellsClosed, CellUnavailable, ConfigError, InstanceNotMapped
+from cellmw.holds import Holds
 from cellmw.lease import Lease
 from cellmw.local import LOCAL_ID, LocalCell
 from cellmw.upkeep import Upkeep
@@ -52,6 +53,7 @@ class Cells:
         pool: Pool,
         records: Records,
         *,
+        holds: Holds | None = None,
         crew: Crew | None = None,
         refresh_interval: float = 10.0,
         max_leases_per_cell: int = 0,
@@ -59,7 +61,8 @@ class Cells:
     ) -> None:
         """Put them behind one door; nothing is read or opened yet.
 
-        :param records: of the cells; the pool follows them
+        :param records: of the cells; the pool follows those that are not drained
+        :param holds: which cells are drained, and which instances are being moved
         :param crew: whose threads ask several cells at once
         :param refresh_interval: seconds within which a change of the cell records is followed
         :param max_leases_per_cell: how many leases there may be on one cell at a time; 0 for any number
@@ -69,6 +72,8 @@ class Cells:
         self._store = store
         self._pool = pool
         self._records = records
+        self._holds = holds or Holds(None)
+        self._holds.changed = mappings.forget_all
         self.crew = crew or Crew()
         self.left_behind: collections.defaultdict[int, set[object]] = collections.defaultdict(set)
         self._open_handles = pool.handles
@@ -128,6 +133,7 @@ class Cells:
         """Return the mapping of this instance, from the cache or from the API database.
 
         :raises InstanceNotMapped: if it has none
+        :raises InstanceHeld: if it is being moved to another cell
         :raises StoreUnavailable: if it is not in the cache and the API database does not answer
         :raises DeadlineExceeded: if another thread is looking it up and does not come back in time
         :raises UpcallForbidden: in a cell-level service
@@ -148,6 +154,7 @@ class Cells:
 
         :raises CellNotFound: if there is no such cell
         :raises CellMisconfigured: if the cell's URLs can't be used
+        :raises CellDrained: if an operator has drained it
         :raises CellBusy: if there are as many leases on it as there may be
         :raises CellUnavailable: if its database is known not to answer, unless ``down_cell`` is ``degrade``
         :raises DeadlineExceeded: if another thread is opening them and is not done in time, or if too many other cells
@@ -179,6 +186,7 @@ class Cells:
         :param deadline: the moment on the clock of ``time.monotonic()`` by which everything in the block has to be done
             waiting; without one each single wait may take ``request_deadline`` seconds
         :raises CellMisconfigured: if the cell's URLs can't be used
+        :raises CellDrained: if an operator has drained it
         :raises CellUnavailable: if its database is known not to answer, unless ``down_cell`` is ``degrade``
         """
         with self.lease(cell.id, deadline) as lease:
@@ -224,15 +232,17 @@ class Cells:
         self.left_behind.clear()
         self._store.begin_anew()
         self.mappings.begin_anew()
+        self._holds.begin_anew()
         self._records.begin_anew()
         self._pool.begin_anew()
         self._upkeep.begin_anew()
 
     def refresh(self) -> None:
-        """Read the cells anew, now: what is open of those that have changed or are gone is retired.
+        """Read the cells anew, now: what is open of those that have changed, are drained or are gone is retired.
 
         :raises StoreUnavailable: if the API database does not answer
         """
+        self._holds.read()
         self._records.read()
 
     def _admit(self, handles: Handles) -> None:
@@ -242,6 +252,7 @@ class Cells:
             raise CellUnavailable(handles.cell, "database", handles.database.breaker.cause)
 
     def _keep_up(self) -> None:
+        self._holds.keep_up()
         self._records.keep_up()
         self._pool.retire_idle()
 
@@ -251,7 +262,9 @@ class Cells:
         if self._upkeep.start():
             self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), os.getpid())
             atexit.register(self._at_exit)
-        return self._pool.open(self._records.get(cell_id, deadline), deadline)
+        cell = self._records.get(cell_id, deadline)
+        self._holds.check_cell(cell, deadline)
+        return self._pool.open(cell, deadline)
 
 
 def _close_at_exit(weak: weakref.ref[Cells], process: int) -> None:

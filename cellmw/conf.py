@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options: ``[cellmw]``, ``[api_database]`` and ``[cellmw_database]``, and the checked values of the first.
+"""The options: ``[cellmw]`` and its checked values, ``[api_database]``, ``[cellmw_database]``, ``[cellmw_tables]``.
 
 Only ``[cellmw]`` can also be set in the ini section of a filter. Nothing here reads a file or keeps a value: whoever
 registers the options passes the ``ConfigOpts``.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GROUP = "cellmw"
 API_DATABASE = "api_database"
 CELL_DATABASE = "cellmw_database"
+CELL_TABLES = "cellmw_tables"
 
 DEFAULT_CONTEXT_KEY = "cellmw.context"
 """The only environ key under which the filter makes a context where there is none."""
@@ -429,6 +430,73 @@ _ENGINE_OPTIONS = (
 none that makes a caller wait without a deadline."""
 
 
+_CELL_TABLES_OPTS = (
+    cfg.StrOpt("instances_table", default="instances", help="The table that has a row for each instance."),
+    cfg.StrOpt(
+        "instance_key",
+        default="id",
+        help="""
+The column by which the rows of instances are read in order. No two of them may have the same value, and no new one may
+get a lower one than those before it, so that a command that was interrupted can go on where it was: an integer that
+counts up.
+""",
+    ),
+    cfg.StrOpt("instance_uuid", default="uuid", help="The column with the uuid of an instance."),
+    cfg.StrOpt("instance_project", default="project_id", help="The column with the project of an instance."),
+    cfg.StrOpt(
+        "instance_user",
+        default="user_id",
+        help="The column with the user who has made an instance; empty where there is none.",
+    ),
+    cfg.StrOpt("instance_host", default="host", help="The column with the host that an instance is on."),
+    cfg.StrOpt(
+        "instance_deleted",
+        default="deleted",
+        help="""
+The column that tells whether an instance is deleted: it is where there is anything but NULL, 0, false, an empty text or
+``False``. Empty where rows of deleted instances are removed.
+""",
+    ),
+    cfg.StrOpt(
+        "instance_hidden",
+        default="hidden",
+        help="""
+The boolean column that tells whether a row is the copy of an instance that is on its way between two cells, and counts
+as none; empty where there is no such thing.
+""",
+    ),
+    cfg.StrOpt("hosts_table", default="compute_nodes", help="The table that has rows for each host."),
+    cfg.StrOpt("host_name", default="host", help="The column with the name of a host, as messages are sent to it."),
+    cfg.StrOpt(
+        "host_mapped",
+        default="mapped",
+        help="""
+The column that says whether a host has been discovered, as 0 or 1, which is kept up for Nova's own discovery; empty
+where there is none. Here all hosts are looked at each time.
+""",
+    ),
+    cfg.StrOpt(
+        "host_deleted",
+        default="deleted",
+        help="The column that tells whether a host is deleted, as ``instance_deleted`` does of an instance.",
+    ),
+    cfg.StrOpt("services_table", default="services", help="The table that has a row for each service."),
+    cfg.StrOpt("service_host", default="host", help="The column with the name of the host of a service."),
+    cfg.StrOpt("service_binary", default="binary", help="The column that tells which service it is."),
+    cfg.StrOpt(
+        "service_deleted",
+        default="deleted",
+        help="The column that tells whether a service is deleted, as ``instance_deleted`` does of an instance.",
+    ),
+    cfg.StrOpt(
+        "worker_binary",
+        default="nova-compute",
+        help="What stands in ``service_binary`` of the services that instances run by.",
+    ),
+)
+"""Where the operator's commands find instances and hosts in the cells' databases."""
+
+
 def _cell_database_opts() -> list[cfg.Opt]:
     opts = [copy.copy(opt) for opt in oslo_db_options.database_opts if opt.name in _ENGINE_OPTIONS]
     for opt in opts:
@@ -447,6 +515,7 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
         (GROUP, list(_CELLMW_OPTS)),
         (API_DATABASE, list(oslo_db_options.database_opts)),
         (CELL_DATABASE, _cell_database_opts()),
+        (CELL_TABLES, list(_CELL_TABLES_OPTS)),
     ]
 
 

@@ -13,6 +13,7 @@ from cellmw.cells_file import CellsFile
 from cellmw.credentials import Credentials
 from cellmw.exceptions import ConfigError, UpcallForbidden
 from cellmw.handles import Handles
+from cellmw.holds import Holds
 from cellmw.limits import Limits
 from cellmw.local import LocalCell, LocalMappings, logged
 from cellmw.mapping import Mappings
@@ -84,11 +85,18 @@ def open_handles(
         cell,
         conf,
         options.engine_options(conf, options.CELL_DATABASE),
-        replica=group.slave_connections.get(cell.name) or group.slave_connections.get(cell.uuid),
+        replica=replica_of(cell, conf),
         synchronous_reader=group.synchronous_reader,
         limits=limits,
         allowed_remote_exmods=allowed_remote_exmods,
     )
+
+
+def replica_of(cell: Cell, conf: cfg.ConfigOpts) -> str | None:
+    """Return the URL of the read replica of this cell's database, None where it has none."""
+    replicas = conf[options.CELL_DATABASE].slave_connections
+    url: str | None = replicas.get(cell.name) or replicas.get(cell.uuid)
+    return url
 
 
 def resolver(conf: cfg.ConfigOpts, chosen: options.Settings) -> Resolver:
@@ -117,46 +125,61 @@ def cells(
     *,
     api_database: Callable[[cfg.ConfigOpts, Limits], Store] = store,
     opener: Callable[[Cell, cfg.ConfigOpts, Limits], Handles] | None = None,
+    shared: Callable[[cfg.ConfigOpts, options.Settings], SharedMappings | None] = shared_mappings,
+    operators: bool = False,
 ) -> Cells:
     """Make the Cells that the configuration describes; nothing is connected to yet.
 
     :param chosen: the values to go by where they are not just those of ``[cellmw]``
     :param api_database: makes the store, which is closed with the cells
     :param opener: opens the handles of each cell, by default :func:`open_handles`
+    :param shared: makes the cache that workers share
+    :param operators: whether they are for an operator's command, which reaches what requests are kept away from
     :raises ConfigError: if an option is not set that has to be, or has a value that it does not take
     """
     chosen = chosen or settings(conf)
     bounds = limits(chosen)
     opener = opener or functools.partial(open_handles, allowed_remote_exmods=chosen.allowed_remote_exmods)
-    pool = Pool(
-        lambda cell: opener(cell, conf, bounds),
-        max_open_cells=chosen.max_open_cells,
-        idle_timeout=chosen.idle_timeout,
-        drain_timeout=chosen.drain_timeout,
-    )
     behind: Store | LocalCell
+    source: Source
     if chosen.role == "cell":
-        behind = LocalCell(conf, name=chosen.local_cell_name, uuid=chosen.local_cell_uuid)
+        source = behind = LocalCell(conf, name=chosen.local_cell_name, uuid=chosen.local_cell_uuid)
+        resolve = _as_it_is
+        holds = Holds(None)
         mappings: Mappings = LocalMappings(behind)
-        records = Records(behind, pool.follow)
     else:
         behind = api_database(conf, bounds)
-        source: Source = CellsFile(chosen.cells_config) if chosen.cells_config else behind
-        records = Records(source, pool.follow, resolver(conf, chosen).resolve)
+        source = CellsFile(chosen.cells_config) if chosen.cells_config else behind
+        resolve = resolver(conf, chosen).resolve
+        holds = Holds(None if operators else behind)
         mappings = Mappings(
             behind,
             ttl=chosen.mapping_ttl,
             size=chosen.mapping_cache_size,
             stale_ttl=chosen.stale_ttl,
-            shared=shared_mappings(conf, chosen),
+            shared=shared(conf, chosen),
+            holds=holds,
         )
+    pool = Pool(
+        lambda cell: opener(cell, conf, bounds),
+        holds=holds,
+        max_open_cells=chosen.max_open_cells,
+        idle_timeout=chosen.idle_timeout,
+        drain_timeout=chosen.drain_timeout,
+    )
     return Cells(
         behind,
         mappings,
         pool,
-        records,
+        Records(source, pool.follow, resolve),
+        holds=holds,
         crew=bounds.crew,
         refresh_interval=chosen.refresh_interval,
         max_leases_per_cell=chosen.max_leases_per_cell,
         refuses_down=chosen.down_cell == "503",
     )
+
+
+def _as_it_is(cell: Cell) -> Cell:
+    """A cell-level service has the URLs of its cell in its own configuration."""
+    return cell

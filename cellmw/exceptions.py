@@ -18,15 +18,20 @@
     │   ├── InstanceNotMapped    no mapping for that instance
     │   ├── InstanceMapped       the instance is mapped already
     │   ├── InstanceBuilding     the instance has no cell yet, and the filter was told to refuse it
+    │   ├── InstanceHeld         the instance is being moved to another cell, and is held back meanwhile
     │   ├── MappingDangling      the instance is mapped to a cell that has no record
     │   ├── HostNotMapped        no mapping for that host
-    │   └── HostMapped           the host is mapped already
+    │   ├── HostMapped           the host is mapped already
+    │   ├── HostElsewhere        the host is mapped to another cell
+    │   ├── HostInUse            there are instances on the host
+    │   └── HostsScattered       the hosts of one database are mapped to several cells
     ├── HeaderMalformed          the header that names the instance or its project is there twice, or can't be read
     ├── HeaderNotSigned          the header that names the instance has no signature, or a wrong one
     ├── CellError                everything that concerns one known cell; carries it as ``.cell``
     │   ├── CellMisconfigured    its URLs are missing or nobody can use them
     │   ├── CellUnavailable      its database or queue gave no answer
     │   ├── CellBusy             as many requests use it as may at a time
+    │   ├── CellDrained          an operator has drained it: nobody is let in
     │   ├── CellHasNoTransport   it has no message queue (cell0), but one was used
     │   └── LeaseClosed          the request that leased its handles has ended
     ├── CellsMissing             cells that a list, a count or a look-up can't do without gave no answer
@@ -168,6 +173,14 @@ class InstanceBuilding(StoreError):
         self.instance_uuid = instance_uuid
 
 
+class InstanceHeld(StoreError):
+    """The instance is being moved to another cell, and nobody reaches it until that is done."""
+
+    def __init__(self, instance_uuid: str) -> None:
+        super().__init__(f"instance {instance_uuid} is held back while it is moved to another cell")
+        self.instance_uuid = instance_uuid
+
+
 class MappingDangling(StoreError):
     """The instance is mapped to a cell that has no record."""
 
@@ -191,6 +204,34 @@ class HostMapped(StoreError):
     def __init__(self, host: str) -> None:
         super().__init__(f"host {host!r} is mapped already")
         self.host = host
+
+
+class HostElsewhere(StoreError):
+    """The host is not mapped to this cell, but to another."""
+
+    def __init__(self, host: str, cell: Cell) -> None:
+        super().__init__(f"host {host!r} is not mapped to cell {cell}, but to another")
+        self.host = host
+        self.cell = cell
+
+
+class HostInUse(StoreError):
+    """The host can't be forgotten while there are instances on it."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"there are instances on host {host!r}")
+        self.host = host
+
+
+class HostsScattered(StoreError):
+    """The hosts of one database are mapped to several cells, so that nobody can tell which of them it is."""
+
+    def __init__(self, cells: Sequence[str]) -> None:
+        super().__init__(
+            f"hosts that are in [database] connection are mapped to several cells: {', '.join(cells)}; "
+            "delete those that are wrong"
+        )
+        self.cells = tuple(cells)
 
 
 class HeaderMalformed(CellmwError):
@@ -248,6 +289,13 @@ class CellBusy(CellError):
 
     def __init__(self, cell: Cell, limit: float) -> None:
         super().__init__(cell, f"cell {cell}: {limit} requests use it already, and more may not at a time")
+
+
+class CellDrained(CellError):
+    """The cell was drained by an operator: what is under way in it goes on to its end, and nobody else is let in."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(cell, f"cell {cell} is drained")
 
 
 class CellHasNoTransport(CellError):

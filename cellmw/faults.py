@@ -47,6 +47,7 @@ _ANSWERS: dict[type, tuple[type[webob.exc.WSGIHTTPException], str]] = {
     exceptions.HeaderNotSigned: _FORGED,
     exceptions.InstanceNotMapped: _NOT_FOUND,
     exceptions.InstanceBuilding: _BUILDING,
+    exceptions.InstanceHeld: _TRY_LATER,
     exceptions.CellHasNoTransport: _NO_QUEUE,
     exceptions.StoreUnavailable: _TRY_LATER,
     exceptions.ListingError: _BAD_LIST,
@@ -54,18 +55,25 @@ _ANSWERS: dict[type, tuple[type[webob.exc.WSGIHTTPException], str]] = {
     exceptions.CellsClosed: _TRY_LATER,
     exceptions.CellUnavailable: _TRY_LATER,
     exceptions.CellBusy: _TRY_LATER,
+    exceptions.CellDrained: _TRY_LATER,
     exceptions.DeadlineExceeded: _TRY_LATER,
 }
 """Every other error of ours is a mistake in the deployment: _BROKEN."""
 
 ESCAPED = (
+    exceptions.CellDrained,
     exceptions.CellHasNoTransport,
     exceptions.CellsMissing,
     exceptions.CellUnavailable,
     exceptions.DeadlineExceeded,
+    exceptions.InstanceHeld,
     exceptions.ListingError,
 )
 """Errors of ours that are answered when the app lets them escape; any other that escapes stays the app's error."""
+
+
+_WANTED = (exceptions.CellDrained, exceptions.InstanceHeld)
+"""What an operator does on purpose, and is not to be told of as if it were an accident."""
 
 
 def fault(error: Exception, environ: WSGIEnvironment, *, admin: bool) -> webob.exc.WSGIHTTPException:
@@ -77,7 +85,8 @@ def fault(error: Exception, environ: WSGIEnvironment, *, admin: bool) -> webob.e
     request_id = environ.get("openstack.request_id")
     code: int = answer.code
     if code >= 500:
-        LOG.error("request %s: answered %d: %s", request_id, code, error, exc_info=code == 500)
+        level = logging.INFO if isinstance(error, _WANTED) else logging.ERROR
+        LOG.log(level, "request %s: answered %d: %s", request_id, code, error, exc_info=code == 500)
     if answer is webob.exc.HTTPNotFound:
         message = message.format(uuid=getattr(error, "instance_uuid", ""))
     elif admin or not message:  # what is wrong with a list's parameters is for whoever has sent them

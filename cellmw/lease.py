@@ -160,7 +160,8 @@ class Lease:
             return
         try:
             handles.leases.remove(id(self))
-        except KeyError:  # another thread came first
+        except KeyError:  # another thread came first, and may not have come as far as this
+            self._handles = None
             return
         made, self._handles, self._made = self._made, None, None
         handles.used_at = monotonic()

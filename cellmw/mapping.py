@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from cellmw.deadline import Deadline
 from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
 from cellmw.flights import Flights
+from cellmw.holds import Holds
 from cellmw.shared_cache import CLOCK_SKEW, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from cellmw.cell import Cell
     from cellmw.shared_cache import SharedMappings
@@ -87,7 +88,14 @@ class Mappings:
     """
 
     def __init__(
-        self, store: Store, *, ttl: float, size: int, stale_ttl: float = 0.0, shared: SharedMappings | None = None
+        self,
+        store: Store,
+        *,
+        ttl: float,
+        size: int,
+        stale_ttl: float = 0.0,
+        shared: SharedMappings | None = None,
+        holds: Holds | None = None,
     ) -> None:
         """Begin with an empty cache.
 
@@ -95,8 +103,10 @@ class Mappings:
         :param size: how many mappings are kept
         :param stale_ttl: seconds for which a mapping with a cell is used while the API database does not answer
         :param shared: what other workers know; close() closes it
+        :param holds: which instances are being moved; nobody finds those
         """
         self._store = store
+        self._holds = holds or Holds(None)
         self._shared = shared
         self._ttl = ttl
         self._stale_ttl = stale_ttl
@@ -118,6 +128,7 @@ class Mappings:
         :param now: the time on the clock of ``time.monotonic()``, for a caller who has just looked
         :returns: a mapping in any case; its ``exists`` is false where there is none. While the API database does not
             answer it is the last that is known, for a while; its ``age`` tells
+        :raises InstanceHeld: if it is being moved to another cell
         :raises StoreUnavailable: if it is not known and the API database does not answer
         :raises DeadlineExceeded: if it is not known, and another thread is looking it up and does not come back in time
         """
@@ -143,6 +154,11 @@ class Mappings:
         self._forget(instance_uuid, lambda: self._cache.pop(instance_uuid, None))
         if self._shared is not None:
             self._shared.delete(instance_uuid)
+
+    def forget_all(self, instance_uuids: Iterable[str]) -> None:
+        """Drop what is cached for these instances: somebody has begun to move them, or is done with that."""
+        for instance_uuid in instance_uuids:
+            self.forget(instance_uuid)
 
     def create(
         self, instance_uuid: str, *, project_id: str, user_id: str | None = None, cell: Cell | None = None
@@ -230,6 +246,7 @@ class Mappings:
 
         :param known: what the caller goes by if neither answers
         """
+        self._holds.check_instance(instance_uuid, deadline)
         distrusted_at = self._distrusted_at.get(instance_uuid)
         shared = self._ask_workers(instance_uuid, deadline, distrusted_at)
         if shared is not None and shared.expires_at > monotonic():

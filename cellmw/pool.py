@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cellmw.deadline import after, left
 from cellmw.exceptions import CellsClosed, DeadlineExceeded
 from cellmw.flights import Flights
+from cellmw.holds import Holds
 from cellmw.reaper import Reaper
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Pool:
         self,
         open_handles: Callable[[Cell], Handles],
         *,
+        holds: Holds | None = None,
         max_open_cells: int = 0,
         idle_timeout: float = 0.0,
         drain_timeout: float = 0.0,
@@ -49,11 +51,13 @@ class Pool:
         """Begin with nothing open.
 
         :param open_handles: called once for each cell, by the first request for it
+        :param holds: which cells are drained, and not to be open
         :param max_open_cells: how many cells may be open at a time; 0 for any number
         :param idle_timeout: seconds after which a cell that nobody uses is closed; 0 for never
         :param drain_timeout: seconds for which closing waits for leases that are open
         """
         self._open_handles = open_handles
+        self._holds = holds or Holds(None)
         self._max_open_cells = max_open_cells
         self._idle_timeout = idle_timeout
         self._drain_timeout = drain_timeout
@@ -106,7 +110,7 @@ class Pool:
         return {str(handles.cell): handles.stuck for handles in self._every() if handles.stuck}
 
     def follow(self, records: Mapping[int | str, Cell]) -> None:
-        """Retire what is open of cells that are gone, or whose URLs are others now.
+        """Retire what is open of cells that are gone or drained, or whose URLs are others now.
 
         Leases that are open keep what they have. The next one on a cell that is still there opens it anew.
         """
@@ -114,10 +118,14 @@ class Pool:
             self._records = records
         for handles in list(self.handles.values()):
             record = records.get(handles.cell.id)
-            if record is not None and record.fingerprint == handles.cell.fingerprint:
+            if record is None:
+                self._retire(handles, "it is gone")
+            elif record.uuid in self._holds.cells:
+                self._retire(handles, "it is drained")
+            elif record.fingerprint != handles.cell.fingerprint:
+                self._retire(handles, "its URLs have changed")
+            else:
                 handles.cell = record
-                continue
-            self._retire(handles, "it is gone" if record is None else "its URLs have changed")
 
     def retire_idle(self) -> None:
         """Retire what nobody has used for as long as the idle timeout says."""
@@ -216,7 +224,9 @@ class Pool:
         self._reaper.retire(handles)
 
     def _is_outdated(self, cell: Cell) -> bool:
-        """Tell whether the cell's record has changed while the cell was being opened."""
+        """Tell whether the cell's record has changed, or it was drained, while the cell was being opened."""
+        if cell.uuid in self._holds.cells:
+            return True
         if self._records is None:
             return False
         record = self._records.get(cell.id)

@@ -19,7 +19,7 @@ from cellmw.cell_result import CellResult
 from cellmw.context import copy_context, target
 from cellmw.crew import MAX_STUCK
 from cellmw.deadline import SLOW, left
-from cellmw.exceptions import CellBusy, CellUnavailable, DeadlineExceeded
+from cellmw.exceptions import CellBusy, CellDrained, CellUnavailable, DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -178,7 +178,7 @@ class _Visit:
         try:
             _remember(self._context)
             value = self._ask()
-        except (CellBusy, CellUnavailable) as error:
+        except (CellBusy, CellDrained, CellUnavailable) as error:
             self._arrive("skipped" if self._lease is None else "error", error=error)
         except DeadlineExceeded as error:
             self._arrive("timeout", error=error)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmw.cmd.manage import main
+from tests.logs import logging_undone
 
 if TYPE_CHECKING:
     import pytest
@@ -21,10 +22,11 @@ class Answer(NamedTuple):
 
 def exit_code_of(arguments: list[str]) -> Any:
     """Run a command; argparse ends the process where it can't read the arguments, and for help."""
-    try:
-        return main(arguments)
-    except SystemExit as error:
-        return error.code
+    with logging_undone():
+        try:
+            return main(arguments)
+        except SystemExit as error:
+            return error.code
 
 
 def run(capsys: pytest.CaptureFixture[str], configuration: object, *arguments: object) -> Answer:

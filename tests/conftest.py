@@ -11,7 +11,6 @@ cgi.
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ with warnings.catch_warnings():
 
 from cellmw.conf import register_opts
 from tests import servers
+from tests.logs import logging_undone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,12 +69,8 @@ def conf() -> cfg.ConfigOpts:
 @pytest.fixture
 def logging_as_it_was() -> Iterator[None]:
     """Undo in the end what oslo.log sets up for the process, as a command does."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
+    with logging_undone():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ assert cellmw.__file__.startswith(sys.argv[1]), cellmw.__file__
 entry_points = importlib.metadata.distribution("cellmw").entry_points
 assert {(entry_point.group, entry_point.name) for entry_point in entry_points} >= {
     ("console_scripts", "cellmw-manage"),
+    ("console_scripts", "cellmw-status"),
     ("oslo.config.opts", "cellmw"),
     ("oslo.messaging.drivers", "memory"),
     ("paste.filter_factory", "cells"),
@@ -100,7 +101,8 @@ def _files_of_wheel(wheel: Path) -> set[str]:
 def _wrong_when_installed(wheel: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         _run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, str(wheel))
-        for arguments in (["-c", INSTALLED, folder], [f"{folder}/bin/cellmw-manage", "--help"]):
+        scripts = [[f"{folder}/bin/{script}", "--help"] for script in ("cellmw-manage", "cellmw-status")]
+        for arguments in (["-c", INSTALLED, folder], *scripts):
             done = _run(*arguments, check=False, cwd=folder, env=os.environ | {"PYTHONPATH": folder})
             if done.returncode:
                 yield f"the wheel does not work where it is installed:\n{done.stderr}"

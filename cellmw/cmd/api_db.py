@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cellmw.cmd.command import Command, note
+from cellmw.cmd.command import Command, Report, note
 from cellmw.store import migrations
 
 if TYPE_CHECKING:
@@ -22,28 +22,33 @@ class Sync(Command):
         """Take the revision to stop at."""
         parser = super().get_parser(prog_name)
         parser.add_argument("version", nargs="?", help="the revision to bring the tables to (default: the newest)")
+        self.take_dry_run(parser)
         return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Sync the database, and say whose the tables are."""
         with self.open_store() as store:
-            done = migrations.sync(store.engine, parsed_args.version)
+            before = migrations.version(store.engine)
+            done = migrations.sync(store.engine, parsed_args.version, dry_run=parsed_args.dry_run)
         whose = "Nova's tables are left as they are; " if done.nova else ""
-        self.say(f"{whose}the API database is at {done.version}")
-        return 0
+        is_at = f"would go from {before} to" if parsed_args.dry_run and before != done.version else "is at"
+        return Report(
+            ("Version", "Before", "Nova"),
+            [(done.version, before, done.nova)],
+            [f"{whose}the API database {is_at} {done.version}"],
+        )
 
 
 class Version(Command):
     """Print the revision that the API database is at, or None if it was never synced."""
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
-        """Print the revision."""
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
+        """Find the revision out."""
         with self.open_store() as store:
             version = migrations.version(store.engine)
         if version is None:
             note("the API database was never synced: run `cellmw-manage api_db sync`")
-        self.say(str(version))
-        return 0
+        return Report(("Version",), [(version,)], [str(version)])
 
 
 COMMANDS: dict[str, type[Command]] = {"sync": Sync, "version": Version}

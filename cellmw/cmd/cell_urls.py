@@ -23,7 +23,7 @@ from cellmw.resolver import Resolver
 from cellmw.store import migrations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from oslo_config import cfg
 
@@ -35,10 +35,15 @@ T = TypeVar("T")
 _TRANSPORT = "the transport URL"
 _DATABASE = "the database URL"
 
+_DATABASE_OF = "database"
+_QUEUE_OF = "message queue"
+_KINDS = (_DATABASE_OF, _QUEUE_OF)
+"""What no two cells may have in common."""
+
 
 @dataclass(frozen=True)
 class Url:
-    """A URL of a new cell.
+    """A URL that a cell is to have.
 
     :ivar stored: what goes into its record
     :ivar complete: where that leads
@@ -48,12 +53,17 @@ class Url:
     complete: str = field(repr=False)
 
 
+NO_QUEUE = Url("none:///", "none:///")
+"""The transport URL of cell0."""
+
+
 class CellUrls:
-    """Makes the URLs of one new cell. Lives as long as the command."""
+    """Makes the URLs of one cell. Lives as long as the command."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._conf = conf
         self._credentials = Credentials(deploy.settings(conf).credential_keys, conf)
+        self._resolver = Resolver(conf, self._credentials)
 
     def transport(self, typed: str | None) -> Url:
         """Return the transport URL that was typed, or else the service's own.
@@ -120,22 +130,31 @@ class CellUrls:
         """
         return self._credentials.decrypt(stored)
 
-    def refuse_shared(self, cells: Iterable[Cell], database: Url, transport: Url | None = None) -> None:
+    def as_recorded(self, text: str, reveal: Callable[[], str], store: Store) -> str:
+        """Return what stands in a record already, where that says the same, and else what is to be recorded.
+
+        :raises CredentialError: if the keys can't be read
+        :raises Refused: if Nova could not read it
+        """
+        with contextlib.suppress(CellMisconfigured, CredentialError):
+            if text in ((recorded := reveal()), self.decrypt(recorded)):
+                return recorded
+        return self.protect(text, store)
+
+    def refuse_shared(self, cells: Iterable[Cell], database: Url | None = None, transport: Url | None = None) -> None:
         """Refuse what leads to the database or to the queue of one of these cells, however it is written.
 
         :raises CellExists: if it does
         """
-        resolver = Resolver(self._conf, self._credentials)
-        for recorded in cells:
-            cell = resolver.resolve(recorded)
-            place = _place(cell, "database", cell.reveal_database_connection, urls.database_place)
-            if place == urls.database_place(database.complete):
-                raise CellExists(f"cell {cell} has that database already")
-            if transport is None:
-                continue
-            queues = _place(cell, "queue", cell.reveal_transport_url, urls.transport_place)
-            if queues and queues & urls.transport_place(transport.complete):
-                raise CellExists(f"cell {cell} has that message queue already")
+        wanted: list[tuple[str, object]] = []
+        if database is not None:
+            wanted.append((_DATABASE_OF, urls.database_place(database.complete)))
+        if transport is not None:
+            wanted += [(_QUEUE_OF, queue) for queue in urls.transport_place(transport.complete)]
+        taken = self._taken(cells, {what for what, _ in wanted})
+        for what, place in wanted:
+            if (what, place) in taken:
+                raise CellExists(f"cell {taken[what, place]} has that {what} already")
 
     def check(self, cells: Iterable[Cell], others: Iterable[Cell]) -> None:
         """Check cells that are to be recorded together.
@@ -146,11 +165,8 @@ class CellUrls:
         :raises Refused: if nobody could use one of their URLs
         :raises CellExists: if two of all these cells have a database or a queue in common
         """
-        resolver = Resolver(self._conf, self._credentials)
-        taken: dict[object, Cell] = {}
-        for cell in map(resolver.resolve, others):
-            taken |= dict.fromkeys(_places(cell), cell)
-        for cell in map(resolver.resolve, cells):
+        taken = self._taken(others)
+        for cell in map(self._resolver.resolve, cells):
             with contextlib.suppress(CellMisconfigured):  # which is noted with its place
                 url = cell.reveal_database_connection()
                 _check(f"cell {cell}: {_DATABASE}", partial(urls.check_database_connection, url))
@@ -162,6 +178,10 @@ class CellUrls:
                 if (what, place) in taken:
                     raise CellExists(f"cell {cell} would have the {what} of cell {taken[what, place]}")
             taken |= dict.fromkeys(places, cell)
+
+    def _taken(self, cells: Iterable[Cell], kinds: Collection[str] = _KINDS) -> dict[tuple[str, object], Cell]:
+        """Return which place is which cell's, of these kinds."""
+        return {place: cell for cell in map(self._resolver.resolve, cells) for place in _places(cell, kinds)}
 
     def _url(self, what: str, typed: str | None, own: str | None, option: str) -> Url:
         stored = typed or urls.literal(own or "")
@@ -188,15 +208,15 @@ def _check(what: str, check: Callable[[], list[str]]) -> None:
         note(f"{what}: {warning}")
 
 
-def _places(cell: Cell) -> list[tuple[str, object]]:
-    """Return where a cell's URLs lead, as far as that is known."""
+def _places(cell: Cell, kinds: Collection[str] = _KINDS) -> list[tuple[str, object]]:
+    """Return where a cell's URLs of these kinds lead, as far as that is known."""
     places: list[tuple[str, object]] = []
-    database = _place(cell, "database", cell.reveal_database_connection, urls.database_place)
-    if database is not None:
-        places.append(("database", database))
-    if cell.has_transport:
-        queues = _place(cell, "queue", cell.reveal_transport_url, urls.transport_place)
-        places += [("message queue", queue) for queue in queues or ()]
+    if _DATABASE_OF in kinds:
+        database = _place(cell, _DATABASE_OF, cell.reveal_database_connection, urls.database_place)
+        places += [(_DATABASE_OF, database)] if database is not None else []
+    if _QUEUE_OF in kinds and cell.has_transport:
+        queues = _place(cell, _QUEUE_OF, cell.reveal_transport_url, urls.transport_place)
+        places += [(_QUEUE_OF, queue) for queue in queues or ()]
     return places
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmw import cells_file, deploy
-from cellmw.cmd.command import Command, Refused, note
+from cellmw.cmd.command import Command, Refused, Report, note
 from cellmw.credentials import Credentials, KeyRepository, is_encrypted, key_id
 from cellmw.credentials.keys import MAX_ACTIVE_KEYS
 from cellmw.exceptions import CellChanged, CellExists, CellMisconfigured, CellNotFound, ConfigError, CredentialError
@@ -47,13 +47,24 @@ class Setup(_KeysCommand):
     keys already they are left as they are.
     """
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Take nothing but what all take."""
+        parser = super().get_parser(prog_name)
+        self.take_dry_run(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Make the keys, and say which one encrypts."""
         repository = KeyRepository(self.folder())
-        if not repository.setup():
-            self.say(f"there are keys in {repository.folder} already, and they were left as they are")
-        self.say(f"the primary key is {repository.load().primary.id}")
-        return 0
+        columns = ("Folder", "Outcome", "Primary Key")
+        done = repository.setup(dry_run=parsed_args.dry_run)
+        if done and parsed_args.dry_run:
+            lines = [f"keys would be made in {repository.folder}"]
+            return Report(columns, [(str(repository.folder), "would be created", None)], lines)
+        lines = [] if done else [f"there are keys in {repository.folder} already, and they were left as they are"]
+        primary = repository.load().primary.id
+        row = (str(repository.folder), "created" if done else "unchanged", primary)
+        return Report(columns, [row], [*lines, f"the primary key is {primary}"])
 
 
 class Rotate(_KeysCommand):
@@ -74,18 +85,28 @@ class Rotate(_KeysCommand):
             default=MAX_ACTIVE_KEYS,
             help=f"how many keys are left, the staged and the primary one included (default: {MAX_ACTIVE_KEYS})",
         )
+        self.take_dry_run(parser)
         return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Rotate the keys, and say which one encrypts now."""
         repository = KeyRepository(self.folder())
-        rotated = repository.rotate(parsed_args.max_active_keys, _keys_in_use(self._cells()))
-        self.say(f"the primary key is {rotated.primary}")
-        for removed in rotated.removed:
-            self.say(f"key {removed} was removed")
+        in_use = _keys_in_use(self._cells())
+        rotated = repository.rotate(parsed_args.max_active_keys, in_use, dry_run=parsed_args.dry_run)
+        is_, was = ("would be",) * 2 if parsed_args.dry_run else ("is", "was")
         for kept in rotated.kept:
-            note(f"key {kept} was kept, since records are encrypted with it: run `cellmw-manage credential reencrypt`")
-        return 0
+            note(
+                f"key {kept} {was} kept, since records are encrypted with it: run `cellmw-manage credential reencrypt`"
+            )
+        outcomes = {"primary": [rotated.primary], "removed": rotated.removed, "kept": rotated.kept}
+        return Report(
+            ("Key", "Outcome"),
+            [(key, outcome) for outcome, keys in outcomes.items() for key in keys],
+            [
+                f"the primary key {is_} {rotated.primary}",
+                *(f"key {removed} {was} removed" for removed in rotated.removed),
+            ],
+        )
 
     def _cells(self) -> list[Cell]:
         """Return the cells of the API database, and those of a file that stands in its place."""
@@ -108,12 +129,10 @@ class Reencrypt(_KeysCommand):
         parser = super().get_parser(prog_name)
         parser.add_argument("--decrypt", action="store_true", help="write plain text instead: the way back")
         parser.add_argument("--force", action="store_true", help="encrypt in an API database that Nova uses, too")
-        parser.add_argument(
-            "--dry-run", "--dry_run", action="store_true", help="say what would be done, and change nothing"
-        )
+        self.take_dry_run(parser)
         return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Change the records, and say for each cell what was done."""
         folder = self.folder()
         credentials = Credentials(folder, self.app.conf)
@@ -133,29 +152,54 @@ class Reencrypt(_KeysCommand):
                 raise Refused(
                     "Nova uses this API database, and can't read what is encrypted: --force encrypts it anyway"
                 )
-            done = [self._change(store, cell, wanted, what, dry_run=parsed_args.dry_run) for cell in cells]
-        return 0 if all(done) else _INCOMPLETE
+            doing = f"would be {what}" if parsed_args.dry_run else what
+            done = [_change(store, cell, wanted, doing, dry_run=parsed_args.dry_run) for cell in cells]
+        return Report(
+            ("Name", "UUID", "Outcome", "Columns"),
+            [(each.cell.name or "", each.cell.uuid, each.outcome, ", ".join(each.columns)) for each in done],
+            [f"cell {each.cell}: {_names(each.columns)}{each.outcome}" for each in done if each.outcome not in _SILENT],
+            _INCOMPLETE if any(each.outcome == _LEFT for each in done) else 0,
+        )
 
-    def _change(self, store: Store, cell: Cell, wanted: Callable[[str], str], what: str, *, dry_run: bool) -> bool:
-        """Bring one record to what is wanted; where that can't be done, say why, and return False."""
-        try:
-            changed: dict[str, Any] = {
-                column: url for column, stored in _stored(cell) if (url := wanted(stored)) != stored
-            }
-            if changed and not dry_run:
-                store.update_cell(cell.uuid, **changed, read=cell)
-        except CellNotFound:
-            return True  # it was deleted meanwhile
-        except CellChanged:
-            note(f"cell {cell} was left as it is: somebody has changed it meanwhile: run the command again")
-            return False
-        except (CredentialError, CellExists) as error:
-            note(f"cell {cell} was left as it is: {error}")
-            return False
-        names = " and ".join(_COLUMNS[column] for column in changed)
-        doing = f"{names} {'would be ' * dry_run}{what}" if changed else "nothing to do"
-        self.say(f"cell {cell}: {doing}")
-        return True
+
+class _Done(NamedTuple):
+    """What became of a record. Lives as long as the command.
+
+    :ivar columns: those that were changed
+    """
+
+    cell: Cell
+    outcome: str
+    columns: tuple[str, ...] = ()
+
+
+_LEFT = "left as it was"
+
+_DELETED = "deleted meanwhile"
+
+_SILENT = (_LEFT, _DELETED)
+"""What has no line on stdout: of the first there is one on stderr."""
+
+
+def _change(store: Store, cell: Cell, wanted: Callable[[str], str], doing: str, *, dry_run: bool) -> _Done:
+    """Bring one record to what is wanted; where that can't be done, say why."""
+    try:
+        changed: dict[str, Any] = {column: url for column, stored in _stored(cell) if (url := wanted(stored)) != stored}
+        if changed and not dry_run:
+            store.update_cell(cell.uuid, **changed, read=cell)
+    except CellNotFound:
+        return _Done(cell, _DELETED)
+    except CellChanged:
+        note(f"cell {cell} was left as it is: somebody has changed it meanwhile: run the command again")
+        return _Done(cell, _LEFT)
+    except (CredentialError, CellExists) as error:
+        note(f"cell {cell} was left as it is: {error}")
+        return _Done(cell, _LEFT)
+    return _Done(cell, doing, tuple(changed)) if changed else _Done(cell, "nothing to do")
+
+
+def _names(columns: tuple[str, ...]) -> str:
+    return " and ".join(_COLUMNS[column] for column in columns) + " " * bool(columns)
 
 
 def _two_or_more(text: str) -> int:

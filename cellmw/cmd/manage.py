@@ -8,8 +8,7 @@ oslo.config reads what stands in front of the command, as in every OpenStack pro
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import os
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -19,57 +18,102 @@ from cliff.commandmanager import CommandManager
 from oslo_config import cfg
 from oslo_log import log
 
-from cellmw.cmd import api_db, cell_v2, credential
-from cellmw.cmd.command import ERROR, NAME, Command, note
-from cellmw.log import install, masked
+from cellmw.cmd import (
+    api_db,
+    budget,
+    cell_files,
+    cell_v2,
+    completion,
+    credential,
+    doctor,
+    ensure_cell,
+    explain,
+    graph,
+    hosts,
+    instances,
+    moves,
+    setup,
+    verify,
+)
+from cellmw.cmd.command import ERROR, NAME, USAGE, Command, note
+from cellmw.cmd.interrupts import NOTHING_DONE, Interrupts, exit_code
+from cellmw.cmd.program import set_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cliff.command import Command as CliffCommand
+
 _FAMILIES: dict[str, tuple[str, dict[str, type[Command]]]] = {
     "api_db": ("the tables of the API database", api_db.COMMANDS),
-    "cell_v2": ("the cells", cell_v2.COMMANDS),
+    "cell_v2": (
+        "the cells",
+        {
+            **cell_v2.COMMANDS,
+            **cell_files.COMMANDS,
+            **ensure_cell.COMMANDS,
+            **hosts.COMMANDS,
+            **instances.COMMANDS,
+            **moves.COMMANDS,
+            **setup.COMMANDS,
+        },
+    ),
     "credential": ("the keys of encrypted records", credential.COMMANDS),
 }
 
-USAGE = 2
-"""The exit code of arguments that can't be read, as argparse has it."""
+_COMMANDS: dict[str, type[Command]] = {
+    **budget.COMMANDS,
+    **doctor.COMMANDS,
+    **explain.COMMANDS,
+    **graph.COMMANDS,
+    **verify.COMMANDS,
+}
+"""Those that are of no family."""
 
-_QUIETER = ["alembic=WARN", "oslo_db=CRITICAL"]
+PIPE_CLOSED = 141
+"""The exit code where whoever reads the output has stopped, as a shell has it."""
+
+_QUIETER = ["alembic=WARN", "oslo_db=CRITICAL", "cellmw.breaker=ERROR", "cellmw.pool=WARN", "cellmw.reaper=WARN"]
 """Loggers that would tell again, with tracebacks, what the command says in one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name, and return its exit code."""
-    conf = cfg.ConfigOpts()
-    log.register_options(conf)
-    conf.set_default("default_log_levels", [*log.get_default_log_levels(), *_QUIETER])
-    conf.register_cli_opt(cfg.SubCommandOpt("command", title="commands", handler=_add_families))
+    with Interrupts(NAME) as interrupts:
+        try:
+            code = _run(argv, interrupts)
+            sys.stdout.flush()
+        except KeyboardInterrupt as interrupt:
+            note(f"interrupted: {NOTHING_DONE}")
+            return exit_code(interrupt)
+        except BrokenPipeError:
+            _close_pipe()
+            return PIPE_CLOSED
+        return code
+
+
+def _close_pipe() -> None:
+    """Drop what is still to be printed, which the interpreter would complain of at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> int:
+    def register(conf: cfg.ConfigOpts) -> None:
+        conf.register_cli_opt(cfg.SubCommandOpt("command", title="commands", handler=_add_families))
+
     try:
-        _read(conf, argv)
-        # where no log is configured oslo.log would write it between the lines that a script reads
-        conf.set_default("use_stderr", not (conf.log_file or conf.log_dir))
-        log.setup(conf, "cellmw")
-        install()
+        conf = set_up(NAME, argv, _QUIETER, register)
     except (cfg.Error, log.LogConfigError) as error:
         note(str(error))
         return ERROR
-    return Manage(conf).run([conf.command.name, *conf.command.arguments])
-
-
-def _read(conf: cfg.ConfigOpts, argv: Sequence[str] | None) -> None:
-    """Read the arguments and the files; what can't be read is quoted without the passwords in it."""
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            conf(argv, project="cellmw", prog=NAME, version=version("cellmw"))
-    finally:
-        sys.stderr.write(masked(errors.getvalue()))
+    return Manage(conf, interrupts).run([conf.command.name, *conf.command.arguments])
 
 
 def _add_families(subparsers: Any) -> None:
     """Leave everything behind the first word of a command to cliff, options included."""
     helps = {name: f"{what}: {', '.join(sorted(commands))}" for name, (what, commands) in _FAMILIES.items()}
+    helps |= {name: command.__doc__.partition("\n")[0] for name, command in _COMMANDS.items() if command.__doc__}
     helps |= {"help": "what a command does and takes", "complete": "a completion script for the shell"}
     for name, text in helps.items():
         # an option is told from an argument by its prefix: without one there are none
@@ -82,13 +126,17 @@ class Manage(App):
 
     NAME = NAME
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, interrupts: Interrupts | None = None) -> None:
         commands = CommandManager("cellmw.manage", convert_underscores=False)
-        super().__init__("Manage the API database of cellmw.", version("cellmw"), commands)
+        super().__init__("The operator's commands of cellmw.", version("cellmw"), commands)
         for family, (_, members) in _FAMILIES.items():
             for name, command in members.items():
                 commands.add_command(f"{family} {name}", command)
+        for name, command in _COMMANDS.items():
+            commands.add_command(name, command)
+        commands.add_command("complete", completion.Complete)
         self.conf = conf
+        self._interrupts = interrupts
 
     def build_option_parser(
         self, description: str | None, version: str | None, argparse_kwargs: dict[str, Any] | None = None
@@ -105,6 +153,22 @@ class Manage(App):
 
     def configure_logging(self) -> None:
         """Leave it as oslo.log has set it up."""
+
+    @property
+    def front_parser(self) -> argparse.ArgumentParser:
+        """What has read the options in front of the command."""
+        assert self.conf._oparser is not None
+        return self.conf._oparser
+
+    def run(self, argv: list[str]) -> int:
+        """Run the command. Interruptions and closed pipes are left to main()."""
+        self.options = self.parser.parse_args([])
+        return self.run_subcommand(argv)
+
+    def prepare_to_run_command(self, cmd: CliffCommand) -> None:
+        """Let a second Ctrl-C say where to go on, too."""
+        if self._interrupts is not None and isinstance(cmd, Command):
+            self._interrupts.where = lambda: cmd.interrupted
 
     def run_subcommand(self, argv: list[str]) -> int:
         """Take the name of a whole family for a request for help."""

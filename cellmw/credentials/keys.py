@@ -105,13 +105,16 @@ class KeyRepository:
     def __repr__(self) -> str:
         return f"<KeyRepository {self.folder}>"
 
-    def setup(self) -> bool:
+    def setup(self, *, dry_run: bool = False) -> bool:
         """Make the folder, a staged and a primary key. Where there is a primary key already nothing is done.
 
+        :param dry_run: only look whether there is something to do
         :returns: whether something was done
         :raises CredentialError: if the folder can't be written, or is open to others
         """
         with self._named_errors():
+            if dry_run:
+                return not self.folder.exists() or all(number == STAGED for number in self._read())
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             texts = self._read()
             if any(number != STAGED for number in texts):
@@ -133,7 +136,9 @@ class KeyRepository:
         keys = {number: Key(text) for number, text in texts.items()}
         return Keys(keys[primary], {key.id: key for key in keys.values()})
 
-    def rotate(self, max_active_keys: int = MAX_ACTIVE_KEYS, in_use: Collection[str] = ()) -> Rotated:
+    def rotate(
+        self, max_active_keys: int = MAX_ACTIVE_KEYS, in_use: Collection[str] = (), *, dry_run: bool = False
+    ) -> Rotated:
         """Make the staged key the primary one, write a new staged key, and remove the oldest that are too many.
 
         Where there is no staged key, because a rotation was interrupted, the primary key stays: a key that the other
@@ -141,6 +146,7 @@ class KeyRepository:
 
         :param max_active_keys: how many are left, the staged and the primary one included
         :param in_use: ids of keys that are left, however many there are
+        :param dry_run: change nothing, and return what would be the outcome
         :raises CredentialError: if there is no primary key, one is malformed, or others may read them
         """
         with self._named_errors():
@@ -148,14 +154,16 @@ class KeyRepository:
             primary = self._primary(texts)
             if STAGED in texts:
                 primary += 1
-                os.rename(self._path(STAGED), self._path(primary))
+                if not dry_run:
+                    os.rename(self._path(STAGED), self._path(primary))
                 texts[primary] = texts.pop(STAGED)
-            self._write(STAGED, _new())
+            if not dry_run:
+                self._write(STAGED, _new())
             ids = {number: Key(text).id for number, text in sorted(texts.items())}
             too_many = len(ids) + 1 - max(2, max_active_keys)
             oldest = list(ids)[: max(0, too_many)]
             for number in oldest:
-                if ids[number] not in in_use:
+                if ids[number] not in in_use and not dry_run:
                     self._path(number).unlink(missing_ok=True)
         return Rotated(
             ids[primary],

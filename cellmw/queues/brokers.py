@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hosts of a RabbitMQ's URL -> whether one answers, how they are spoken to wrongly, and whether they are a cluster.
 
+An operator also wants to know of each single host whether it lets its user in, and do what has to be done there.
+
 All of it outside of requests. What needs no user of the broker's is asked by handshake.py.
 """
 
@@ -11,7 +13,7 @@ import logging
 import ssl
 import threading
 import uuid
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import amqp
@@ -20,7 +22,9 @@ from oslo_messaging._drivers import common, impl_rabbit
 from cellmw.deadline import after, left
 from cellmw.queues import causes
 from cellmw.queues.handshake import (
+    PATIENCE,
     Address,
+    certificate_of,
     cluster_names,
     objection,
     shake_hands,
@@ -30,6 +34,8 @@ from cellmw.queues.handshake import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from oslo_config import cfg
 
 LOG = logging.getLogger(__name__)
@@ -44,6 +50,10 @@ _LOOKS = 5
 
 _PAUSE = 0.2
 """Seconds between two of these looks."""
+
+
+class NotAllowed(Exception):
+    """A broker answers, and does not let its user do what the library does; the message says what."""
 
 
 class Brokers:
@@ -78,7 +88,40 @@ class Brokers:
         """
         shake_hands(self.addresses, self._tls())
 
-    def misfit(self, error: Exception) -> str:
+    def answer_at(self, address: Address, patience: float) -> None:
+        """Return if this very host answers, and where the URL asks for TLS has a certificate that the library takes.
+
+        :raises Exception: if not
+        """
+        shake_hands([address], self._tls(), patience)
+
+    def certificate_at(self, address: Address, patience: float) -> bytes | None:
+        """Return the certificate of this host, in DER, whoever has signed it; None where the URL asks for no TLS.
+
+        :raises OSError: if it shows none in time
+        """
+        tls = self._asking_tls()
+        return None if tls is None else certificate_of(address, tls, patience)
+
+    def try_out(self, address: Address) -> None:
+        """Log in at this host, and do there what the library does: make, send, take and remove.
+
+        What is made is called as the library's own queues and exchanges for replies and fanouts are, and is gone in the
+        end. How long it takes is not bounded.
+
+        :raises NotAllowed: if its user may not
+        :raises Exception: if it fails otherwise
+        """
+        try:
+            connection = self._connect(address)
+        except amqp.AccessRefused:
+            raise NotAllowed("it refuses the user or the password") from None
+        except amqp.NotAllowed:
+            raise NotAllowed("there is no such virtual host, or the user may not enter it") from None
+        with closing(connection):
+            _use(connection.connection)
+
+    def misfit(self, error: BaseException) -> str:
         """Say what is wrong with how they are spoken to; empty where the error says it, or nothing is found.
 
         What is spoken to in another protocol than its own hangs up, and seldom says why.
@@ -117,7 +160,7 @@ class Brokers:
 
     def _compare(self, name: str) -> None:
         try:
-            strangers = self._strangers()
+            strangers = self.strangers()
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing is known then
             LOG.debug("%s: whether its hosts are one cluster is not known: %s", name, causes.cause_of(error))
             return
@@ -129,13 +172,16 @@ class Brokers:
                 ", ".join(f"{address} is {cluster}" for address, cluster in strangers.items()),
             )
 
-    def _strangers(self) -> dict[Address, str]:
+    def strangers(self, patience: float = PATIENCE) -> dict[Address, str]:
         """Return the hosts and the names of their clusters, those of more than one; empty if there is one alone.
 
         Nodes that nobody has told the name of their cluster say different ones. So what counts is whether what is made
-        at one host is there at another.
+        at one host is there at another. How long that takes is not bounded.
+
+        :param patience: seconds that all of them have to say their names
+        :raises Exception: if it can't be found out
         """
-        names = cluster_names(self.addresses, self._asking_tls())
+        names = cluster_names(self.addresses, self._asking_tls(), patience)
         one_of_each = [*{name: address for address, name in names.items()}.values()]
         different = {names[other] for other in one_of_each[1:] if not self._shares(one_of_each[0], other)}
         if different:
@@ -197,6 +243,35 @@ class Brokers:
         if options.ssl_cert_file:
             # whose key wants a password is not asked for one at a terminal
             context.load_cert_chain(options.ssl_cert_file, options.ssl_key_file or None, password=lambda: "")
+
+
+def _use(connection: Any) -> None:
+    """Make a queue and an exchange, send to the one and take from the other, and leave nothing of them."""
+    channel = connection.channel()
+    queue = f"reply_{uuid.uuid4().hex}"
+    exchange = f"{queue}_fanout"
+    with _allowed("configure"):
+        channel.queue_declare(queue, exclusive=True, auto_delete=False)
+        channel.exchange_declare(exchange, "fanout", durable=False, auto_delete=True)
+    try:
+        # only then are they bound: what that needs is write and read alike, and a refusal would not say which
+        with _allowed("write"):
+            channel.basic_publish(amqp.Message(b""), exchange=exchange)
+        with _allowed("read"):
+            channel.basic_get(queue, no_ack=True)
+            channel.queue_bind(queue, exchange)
+    finally:
+        # a channel that something was refused on is closed; the queue goes with the connection
+        with connection.channel() as another:
+            another.exchange_delete(exchange)
+
+
+@contextmanager
+def _allowed(what: str) -> Iterator[None]:
+    try:
+        yield
+    except amqp.AccessRefused:
+        raise NotAllowed(f"the user has no permission to {what}") from None
 
 
 class Connection(impl_rabbit.Connection):

@@ -130,6 +130,17 @@ def objection(address: Address, tls: ssl.SSLContext, patience: float) -> ssl.SSL
     return None
 
 
+def certificate_of(address: Address, tls: ssl.SSLContext, patience: float) -> bytes | None:
+    """Return the certificate that one that listens there shows, in DER.
+
+    :raises OSError: if it does not answer in time, or ends the handshake
+    """
+    deadline = after(patience)
+    with _connected(address, tls, deadline) as connection:
+        assert isinstance(connection, ssl.SSLSocket)
+        return connection.getpeercert(binary_form=True)
+
+
 def unverified() -> ssl.SSLContext:
     """Return what makes a TLS connection to anybody: who it is does not matter as long as nothing is told."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_db import exception as db_exc
 from oslo_utils import uuidutils
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import delete, func, insert, inspect, select, text, update
 
 from cellmw.cell import NO_TRANSPORT_SCHEME, Cell
 from cellmw.exceptions import CellChanged, CellExists, CellInUse, CellNotFound
 from cellmw.store.database import UNSET, Database, Unset, given
-from cellmw.store.models import cell_mappings, host_mappings, instance_mappings
+from cellmw.store.models import cell_mappings, drained_cells, host_mappings, instance_mappings, progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -167,10 +167,13 @@ class CellRecords(Database):
 
         return self._write(work)
 
-    def delete_cell(self, uuid: str, *, force: bool = False) -> None:
+    def delete_cell(self, uuid: str, *, force: bool = False, dry_run: bool = False) -> None:
         """Forget a cell that no host and no instance is mapped to. Locks its row, and those of its mappings.
 
+        With it goes that it is drained, and where a long task in it is to go on: the next one may get its uuid.
+
         :param force: forget the mappings of its hosts with it, and those of instances that are queued for deletion
+        :param dry_run: only check that it can be done
         :raises CellNotFound: if there is none
         :raises CellInUse: by ``hosts``, by ``instances``, or by ``deleted instances`` that are queued for deletion
         """
@@ -182,11 +185,14 @@ class CellRecords(Database):
                 mapped = [what for what in mapped if what == "instances"]
             if mapped:
                 raise CellInUse(uuid, mapped)
+            if dry_run:
+                return
             try:
                 if force:
                     connection.execute(delete(host_mappings).where(host_mappings.c.cell_id == cell.id))
                     connection.execute(delete(instance_mappings).where(_instances_of(cell), _is_deleted()))
                 connection.execute(delete(cell_mappings).where(cell_mappings.c.id == cell.id))
+                _forget_the_rest(connection, cell)
             except db_exc.DBReferenceError as newcomer:
                 is_host = str(newcomer.constraint).startswith(host_mappings.name)
                 raise CellInUse(uuid, ["hosts" if is_host else "instances"]) from None
@@ -285,6 +291,15 @@ def _same_uuid(uuid: str) -> CellExists:
 
 def _is_no_transport(transport_url: str | None) -> bool:
     return (transport_url or "").startswith(NO_TRANSPORT_SCHEME)
+
+
+def _forget_the_rest(connection: Connection, cell: Cell) -> None:
+    """Forget what our own tables have of a cell, as far as they are there."""
+    there = inspect(connection).get_table_names()
+    if drained_cells.name in there:
+        connection.execute(delete(drained_cells).where(drained_cells.c.cell_uuid == cell.uuid))
+    if progress.name in there:
+        connection.execute(delete(progress).where(progress.c.task.endswith(f"/{cell.uuid}", autoescape=True)))
 
 
 def _instances_of(cell: Cell) -> Any:

@@ -160,15 +160,17 @@ class Database:
         return self._run(engine, work, writes=writes, last=True)
 
     def _failure(self, error: Exception, connected: bool) -> StoreUnavailable:
-        if connected and not _dropped(error) and self._tables_are_missing():
-            return StoreUnavailable("the API database has no tables for cells yet: run `cellmw-manage api_db sync`")
-        return failure(error)
+        missing = self._missing_tables() if connected and not _dropped(error) else None
+        if not missing:
+            return failure(error)
+        what = "has no tables for cells yet" if missing & models.NOVAS else "lacks tables of this release"
+        return StoreUnavailable(f"the API database {what}: run `cellmw-manage api_db sync`")
 
-    def _tables_are_missing(self) -> bool:
+    def _missing_tables(self) -> set[str]:
         try:
-            return not models.metadata.tables.keys() <= set(sqlalchemy.inspect(self._bounded).get_table_names())
+            return models.metadata.tables.keys() - set(sqlalchemy.inspect(self._bounded).get_table_names())
         except (*DATABASE_ERRORS, DeadlineExceeded):
-            return False
+            return set()
 
 
 class _Claim:

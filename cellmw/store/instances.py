@@ -7,14 +7,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oslo_db import exception as db_exc
-from sqlalchemy import bindparam, delete, false, insert, or_, select, update
+from sqlalchemy import bindparam, delete, false, func, insert, or_, select, update
 
-from cellmw.exceptions import CellNotFound, InstanceMapped, InstanceNotMapped
-from cellmw.store.database import UNSET, Database, Unset, given
+from cellmw.exceptions import CellNotFound, InstanceMapped, InstanceNotMapped, StoreUnavailable
+from cellmw.store.database import UNSET, Database, Result, Unset, given
 from cellmw.store.models import instance_mappings
+from cellmw.store.progress import insert_if_new, write_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
 
     from sqlalchemy import Connection
 
@@ -36,6 +38,21 @@ class InstanceMapping(NamedTuple):
     queued_for_delete: bool
 
 
+class DatedMapping(NamedTuple):
+    """A mapping as one of a page of all of them.
+
+    :ivar key: its place in their order
+    :ivar written_at: when it was written last, in UTC; None where nobody has noted it
+    """
+
+    mapping: InstanceMapping
+    key: int
+    written_at: datetime | None
+
+
+NOVA_MARKER = "INSTANCE_MIGRATION_MARKER"
+"""The project in the row, which is no instance's, by which ``nova-manage cell_v2 map_instances`` knows where it was."""
+
 _INSTANCES = select(
     instance_mappings.c.instance_uuid,
     instance_mappings.c.cell_id,
@@ -44,12 +61,25 @@ _INSTANCES = select(
     instance_mappings.c.queued_for_delete,
 )
 
+_DATED = _INSTANCES.add_columns(
+    instance_mappings.c.id, func.coalesce(instance_mappings.c.updated_at, instance_mappings.c.created_at)
+)
+
+_IS_INSTANCE = instance_mappings.c.project_id != NOVA_MARKER
+
 _FIND = _INSTANCES.where(instance_mappings.c.instance_uuid == bindparam("uuid"))
+
+_DATES = select(instance_mappings.c.created_at, instance_mappings.c.updated_at).where(
+    instance_mappings.c.instance_uuid == bindparam("uuid")
+)
 
 _FIND_MANY = _INSTANCES.where(instance_mappings.c.instance_uuid.in_(bindparam("uuids", expanding=True)))
 
 _AT_ONCE = 999
 """How many parameters a statement may have on every database: as many as a SQLite from before 3.32 takes."""
+
+_ATTEMPTS = 10
+"""How often a transaction is tried that the database ends as two wait for each other."""
 
 _CELL_IDS = (
     select(instance_mappings.c.cell_id)
@@ -91,6 +121,11 @@ class InstanceMappings(Database):
         """Return the ids of the cells in which this project has instances, but for those whose deletion has begun."""
         rows = self._read(lambda connection: connection.scalars(_CELL_IDS, {"project_id": project_id}).all(), deadline)
         return sorted(rows)
+
+    def find_dates(self, uuid: str, deadline: Deadline | None = None) -> tuple[datetime | None, datetime | None]:
+        """Return when the mapping of this instance was made, and when it was changed last, in UTC; None for never."""
+        row = self._read(lambda connection: connection.execute(_DATES, {"uuid": uuid}).first(), deadline)
+        return (None, None) if row is None else (row[0], row[1])
 
     def get_instance(self, uuid: str) -> InstanceMapping:
         """Return the mapping of this instance.
@@ -160,7 +195,7 @@ class InstanceMappings(Database):
         :param project_id: those of this project only
         :param marker: the instance uuid that the page before ended with, whether it is still mapped or not
         """
-        page = _INSTANCES.order_by(instance_mappings.c.instance_uuid).limit(limit)
+        page = _INSTANCES.where(_IS_INSTANCE).order_by(instance_mappings.c.instance_uuid).limit(limit)
         if cell_id is not None:
             page = page.where(instance_mappings.c.cell_id == cell_id)
         if project_id is not None:
@@ -169,10 +204,120 @@ class InstanceMappings(Database):
             page = page.where(instance_mappings.c.instance_uuid > marker)
         return [_mapping(row) for row in self._read(lambda connection: connection.execute(page).all(), deadline)]
 
+    def count_instances(self) -> dict[int | None, int]:
+        """Return how many instances are mapped to each cell id, deleted ones included; None has those without one."""
+        counts = select(instance_mappings.c.cell_id, func.count()).where(_IS_INSTANCE)
+        counts = counts.group_by(instance_mappings.c.cell_id)
+        return {row[0]: row[1] for row in self._read(lambda connection: connection.execute(counts).all())}
+
+    def count_living(self) -> dict[int | None, int]:
+        """Return how many instances whose deletion has not begun are mapped to each cell id."""
+        living = func.coalesce(instance_mappings.c.queued_for_delete, False).is_(False)
+        counts = select(instance_mappings.c.cell_id, func.count()).where(_IS_INSTANCE, living)
+        counts = counts.group_by(instance_mappings.c.cell_id)
+        return {row[0]: row[1] for row in self._read(lambda connection: connection.execute(counts).all())}
+
+    def page_instances(self, limit: int, after: int | None = None, *, cell_id: int | None = None) -> list[DatedMapping]:
+        """Return one page of the mappings, in the order in which they were made. An empty page is the last one.
+
+        :param after: the key of the last one before them; None to begin
+        :param cell_id: those in this cell only
+        """
+        page = _DATED.where(_IS_INSTANCE).order_by(instance_mappings.c.id).limit(limit)
+        if after is not None:
+            page = page.where(instance_mappings.c.id > after)
+        if cell_id is not None:
+            page = page.where(instance_mappings.c.cell_id == cell_id)
+        return [_dated(row) for row in self._read(lambda connection: connection.execute(page).all())]
+
+    def date_instances(self, uuids: Sequence[str]) -> list[DatedMapping]:
+        """Return the mappings of those of these instances that have one, and when they were written.
+
+        :param uuids: a thousand of them at most
+        """
+        found = _DATED.where(instance_mappings.c.instance_uuid.in_(uuids))
+        return [_dated(row) for row in self._read(lambda connection: connection.execute(found).all())]
+
+    def map_instances(
+        self, mappings: Sequence[InstanceMapping], *, task: str | None = None, position: str = ""
+    ) -> list[InstanceMapping]:
+        """Map those of these instances that are not mapped yet. Locks the new rows, and that of the task's progress.
+
+        :param task: whose progress is written down with them
+        :param position: where that is to go on when these are mapped
+        :returns: the mappings of those that were mapped already, which stay as they are
+        :raises CellNotFound: if there is no such cell; SQLite does not look
+        """
+
+        def work(connection: Connection) -> list[InstanceMapping]:
+            if task is not None:
+                # first of all: two that do the same wait here for each other, and nowhere else
+                write_progress(connection, task, position)
+            uuids = [mapping.instance_uuid for mapping in mappings]
+            chunks = [uuids[start : start + _AT_ONCE] for start in range(0, len(uuids), _AT_ONCE)]
+            there = [_mapping(row) for chunk in chunks for row in connection.execute(_FIND_MANY, {"uuids": chunk})]
+            known = {mapping.instance_uuid.lower() for mapping in there}
+            new = [mapping._asdict() for mapping in mappings if mapping.instance_uuid.lower() not in known]
+            if new:
+                # somebody else may map some of them at this moment
+                rows = insert_if_new(connection, instance_mappings, "instance_uuid")
+                try:
+                    connection.execute(rows, new)
+                except db_exc.DBReferenceError:
+                    raise CellNotFound(str(new[0]["cell_id"])) from None
+            return there
+
+        return self._write_again(work)
+
+    def change_instances(self, changes: Sequence[tuple[InstanceMapping, InstanceMapping | None]]) -> list[bool]:
+        """Change mappings that are still as they were read. Locks their rows.
+
+        :param changes: each mapping as it was read, and as it is to be: None to forget it
+        :returns: of each whether it was still so
+        :raises CellNotFound: if there is no such cell; SQLite does not look
+        """
+        return self._write_again(lambda connection: [_change(connection, *change) for change in changes])
+
+    def forget_nova_marker(self) -> None:
+        """Let ``nova-manage cell_v2 map_instances`` begin anew. Locks the row that it goes on by."""
+        marker = delete(instance_mappings).where(instance_mappings.c.project_id == NOVA_MARKER)
+        self._write(lambda connection: connection.execute(marker))
+
+    def _write_again(self, work: Callable[[Connection], Result]) -> Result:
+        """Write, and once more where the database has ended it for another transaction that it was in the way of."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._write(work)
+            except StoreUnavailable as error:
+                if not isinstance(error.__cause__, db_exc.DBDeadlock):
+                    raise
+        return self._write(work)
+
 
 def _mapping(row: Sequence[Any]) -> InstanceMapping:
     instance_uuid, cell_id, project_id, user_id, queued_for_delete = row
     return InstanceMapping(instance_uuid, cell_id, project_id, user_id, bool(queued_for_delete))
+
+
+def _dated(row: Sequence[Any]) -> DatedMapping:
+    return DatedMapping(_mapping(row[:5]), *row[5:])
+
+
+def _change(connection: Connection, read: InstanceMapping, wanted: InstanceMapping | None) -> bool:
+    columns = instance_mappings.c
+    still_so = (
+        columns.instance_uuid == read.instance_uuid,
+        columns.cell_id.is_not_distinct_from(read.cell_id),
+        columns.project_id == read.project_id,
+        columns.user_id.is_not_distinct_from(read.user_id),
+        func.coalesce(columns.queued_for_delete, False) == read.queued_for_delete,
+    )
+    if wanted is None:
+        return bool(connection.execute(delete(instance_mappings).where(*still_so)).rowcount)
+    try:
+        return bool(connection.execute(update(instance_mappings).where(*still_so), wanted._asdict()).rowcount)
+    except db_exc.DBReferenceError:
+        raise CellNotFound(str(wanted.cell_id)) from None
 
 
 def _get(connection: Connection, uuid: str) -> InstanceMapping:

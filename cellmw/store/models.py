@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three tables of the API database, as Nova has them: what one creates, the other reads.
+"""The tables of the API database: three as Nova has them, so that what one creates the other reads, and our own.
 
-Names, types and constraints are Nova's. What is filled in by default is filled in here, in Python: the schema has no
-server defaults.
+Names, types and constraints of the three are Nova's. What is filled in by default is filled in here, in Python: the
+schema has no server defaults. Our own, which Nova never looks at, begin with ``cellmw_``; none refers to a row of
+another, so that they are in nobody's way.
 """
 
 from __future__ import annotations
@@ -65,5 +66,35 @@ host_mappings = sa.Table(
     sa.Column("host", sa.String(255), nullable=False),
     sa.UniqueConstraint("host", name="uniq_host_mappings0host"),
     sa.Index("host_idx", "host"),
+    **_INNODB,
+)
+
+NOVAS = frozenset(metadata.tables)
+"""The names of those that Nova has, too."""
+
+drained_cells = sa.Table(
+    "cellmw_drained_cells",
+    metadata,
+    sa.Column("cell_uuid", sa.String(36), primary_key=True),
+    sa.Column("created_at", sa.DateTime, nullable=False, default=timeutils.utcnow),
+    sa.Column("reason", sa.String(255)),
+    **_INNODB,
+)
+
+held_instances = sa.Table(
+    "cellmw_held_instances",
+    metadata,
+    sa.Column("instance_uuid", sa.String(36), primary_key=True),
+    sa.Column("created_at", sa.DateTime, nullable=False, default=timeutils.utcnow),
+    sa.Column("until", sa.DateTime, nullable=False),
+    **_INNODB,
+)
+
+progress = sa.Table(
+    "cellmw_progress",
+    metadata,
+    sa.Column("task", sa.String(255), primary_key=True),
+    sa.Column("position", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.DateTime, nullable=False, default=timeutils.utcnow, onupdate=timeutils.utcnow),
     **_INNODB,
 )

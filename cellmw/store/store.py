@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three tables behind one object."""
+"""All tables behind one object."""
 
 from __future__ import annotations
 
 from cellmw.store.cells import CellRecords
+from cellmw.store.holds import HoldRecords
 from cellmw.store.hosts import HostMappings
 from cellmw.store.instances import InstanceMappings
+from cellmw.store.progress import ProgressRecords
 
 
-class Store(CellRecords, InstanceMappings, HostMappings):
+class Store(CellRecords, InstanceMappings, HostMappings, HoldRecords, ProgressRecords):
     """The API database. Lives as long as the process; shared by its threads; close() ends it.
 
     Each method is one transaction. Besides the errors that it names, each raises

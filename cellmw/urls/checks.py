@@ -8,6 +8,7 @@ of an option.
 
 from __future__ import annotations
 
+import functools
 import re
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -122,13 +123,19 @@ def _parts(url: str, what: str) -> Parts:
     return parts
 
 
+@functools.cache
+def _entry_points(name: str) -> tuple[metadata.EntryPoint, ...]:
+    """Look through all that is installed only once: many cells have the same driver."""
+    return tuple(metadata.entry_points(group="oslo.messaging.drivers", name=name))
+
+
 def _driver(parts: Parts) -> type[Any]:
     name, plus, transport = parts.scheme.lower().partition("+")
     # without // it can be the user of a URL that has lost its beginning, or half of a password
     called = repr(parts.scheme) if parts.authority is not None else "of that name"
     if (plus or name == "kombu") and (name != "kombu" or transport not in TRANSPORT_ALIASES):
         raise UrlRefused(f"there is no oslo.messaging driver {called}")
-    entry_points = metadata.entry_points(group="oslo.messaging.drivers", name=name)
+    entry_points = _entry_points(name)
     if not entry_points:
         raise UrlRefused(f"no oslo.messaging driver {called} is installed")
     try:

@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING
 from oslo_config import cfg
 from sphinx.util.docutils import SphinxDirective
 
-from cellmw.cmd.command import NAME
+from cellmw.cmd.command import NAME, Command
 from cellmw.cmd.manage import Manage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Set
 
     from docutils import nodes
     from sphinx.application import Sphinx
 
 
 class CommandReference(SphinxDirective):
-    """Show one command as its own ``--help`` has it: ``.. cellmw-command:: cell_v2 list_cells``.
+    """Show one command as its own ``--help`` has it: ``.. cellmw-command:: cell_v2 list_cells``, or one word alone.
 
-    The content of the directive, if there is any, stands between what the command does and what it takes.
+    What all commands take is left out, but for ``--dry-run``, which tells that one writes. The content of the
+    directive, if there is any, stands between what the command does and what it takes.
     """
 
-    required_arguments = 2
+    required_arguments = 1
+    optional_arguments = 1
     has_content = True
 
     def run(self) -> list[nodes.Node]:
@@ -41,10 +43,11 @@ class CommandReference(SphinxDirective):
             raise self.error(f"{NAME} has no such command: {name}") from missing
         command = command_class(app, None)
         parser = command.get_parser(f"{NAME} {name}")
+        of_all = Command(app, None).get_parser(NAME)._option_string_actions.keys()
         yield f".. program:: {parser.prog}"
         yield f".. describe:: {' '.join([name, *_needed(parser)])}"
         yield ""
-        content = (*command.get_description().splitlines(), "", *self.content, "", *_entries(parser))
+        content = (*command.get_description().splitlines(), "", *self.content, "", *_entries(parser, of_all))
         yield from (textwrap.indent(line, "   ") for line in content)
 
 
@@ -55,9 +58,9 @@ def _needed(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield " ".join([*action.option_strings[:1], _value(action)])
 
 
-def _entries(parser: argparse.ArgumentParser) -> Iterator[str]:
+def _entries(parser: argparse.ArgumentParser, of_all: Set[str]) -> Iterator[str]:
     for action in parser._actions:
-        if "--help" not in action.option_strings:
+        if of_all.isdisjoint(action.option_strings):
             yield f".. option:: {' '.join([', '.join(action.option_strings), _value(action)]).strip()}"
             yield ""
             yield f"   {action.help}"

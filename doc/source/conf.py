@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-# what is generated: the options and the commands from the code, the release notes from git
+# what is generated: the options and the commands from the code, the release notes from git, cases from the tests
 _EXT = Path(__file__).resolve().parent.parent / "ext"
 sys.path.insert(0, str(_EXT))
 
@@ -17,7 +17,14 @@ author = "cellmw contributors"
 project_copyright = author
 release = version = version_of("cellmw")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.graphviz", "cellmw_commands", "cellmw_options", "cellmw_releases"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.graphviz",
+    "cellmw_commands",
+    "cellmw_options",
+    "cellmw_releases",
+    "side_by_side",
+]
 html_theme = "alabaster"
 html_theme_options = {
     "description": "Routes each API request to the database and message queue of its instance's cell",

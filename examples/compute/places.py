@@ -19,6 +19,8 @@ import sqlalchemy
 from oslo_config import cfg
 from sqlalchemy import exc
 
+from cellmw.store import models
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
@@ -31,7 +33,7 @@ DATABASES = {"api": "API_DB", "cell0": "CELL0_DB", "cell1": "CELL1_DB", "cell2":
 QUEUES = {"cell1": "CELL1_MQ", "cell2": "CELL2_MQ"}
 """Which variable names the queue of which cell, as a transport URL."""
 
-TABLES = ("alembic_version_cellmw", "cell_mappings", "host_mappings", "instance_mappings", "instances")
+TABLES = ("alembic_version_cellmw", *models.metadata.tables, "instances")
 """What the demo may create and fill."""
 
 VERSIONS = ("alembic_version", "alembic_version_cellmw")

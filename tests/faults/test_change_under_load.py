@@ -8,7 +8,6 @@ are asked until it is so, or patience ends.
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from oslo_config import cfg
 
 from cellmw import rpc
 from tests import servers
+from tests.faults.figures import show
 from tests.functional.conftest import PATIENCE, TOPIC, Api, Exchange
 from tests.services.test_change import CONNECTIONS, Deployment, ask_until, execute, named
 
@@ -373,6 +373,5 @@ def test_figures(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
     """There was load in every place, before and after each change."""
     answers = Counter(served_by(answer) for client in story.clients for _, _, answer in client.answers)
     figures = {"requests": answers, "seconds until followed": [round(change.seconds, 2) for change in story.changes]}
-    with capsys.disabled():
-        print("", json.dumps(figures), sep="\n")  # noqa: T201 - this is what it is run for
+    show(capsys, figures)
     assert min(answers[place] for place in (OLD, NEW, *STAYS)) >= CLIENTS

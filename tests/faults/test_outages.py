@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import found
+from tests.faults.figures import show
 from tests.faults.rig import REQUEST_DEADLINE, SICK, Rig
 from tests.faults.scenario import FAULTS, Outage, lost
 
@@ -69,8 +69,7 @@ def slower(requests: Iterable[Request], seconds: float) -> list[str]:
 @EACH
 def test_recovery(outage: Outage, capsys: pytest.CaptureFixture[str]) -> None:
     """When the server is back all is well again, by itself."""
-    with capsys.disabled():
-        print("", json.dumps(outage.figures()), sep="\n")  # noqa: T201 - this is what it is run for
+    show(capsys, outage.figures())
     assert outage.recovered
 
 

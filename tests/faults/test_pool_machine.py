@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import logging
 import random
 import sys
@@ -38,6 +37,7 @@ from hypothesis.stateful import (
 from cellmw import RequestContext
 from cellmw.deadline import after
 from cellmw.exceptions import CellMisconfigured, CellNotFound, CellsClosed, DeadlineExceeded, LeaseClosed
+from tests.faults.figures import show
 from tests.faults.pool_model import Generation, Model, Refusal
 from tests.faults.pool_world import Request, World, in_child, new_seed, place_of, until
 from tests.functional.conftest import PATIENCE, PROJECT, Api
@@ -709,10 +709,8 @@ def test_threads(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytes
     sent = {number: queues for client in clients for number, queues in client.sent.items()}
     arrived = {number: queue for queue, numbers in world.everything_arrived().items() for number in numbers}
     world.close()
-    with capsys.disabled():
-        refused = sum((client.refused for client in clients), Counter())
-        figures = {"seed": seed, "requests": begun, "opened": len(world.opened)} | refused | chaos.steps
-        print("", json.dumps(figures), sep="\n")  # noqa: T201 - this is what it is run for
+    refused = sum((client.refused for client in clients), Counter())
+    show(capsys, {"seed": seed, "requests": begun, "opened": len(world.opened)} | refused | chaos.steps)
     assert [wrong for client in clients for wrong in client.wrong] == []
     assert begun == ended_ >= REQUESTS
     assert arrived.keys() == sent.keys()
@@ -859,6 +857,5 @@ def test_machine(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytes
         )
         if Machine.done["requests"] >= REQUESTS:
             break
-    with capsys.disabled():
-        print("", json.dumps({"seed": seed} | Machine.done), sep="\n")  # noqa: T201 - this is what it is run for
+    show(capsys, {"seed": seed} | Machine.done)
     assert Machine.done["requests"] >= REQUESTS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import queue
 import sqlite3
 import uuid
@@ -138,6 +139,33 @@ def close_filter(cell_filter: CellFilter) -> None:
     open_leases = cell_filter.cells.leases if hasattr(cell_filter, "cells") else 0
     cell_filter.close()
     assert open_leases == 0
+
+
+class News(logging.Handler):
+    """What the log says of cells being retired and closed, as it comes. Lives as long as the test."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one line."""
+        self._messages.put(record.getMessage())
+
+    def wait_for(self, message: str) -> None:
+        """Return as soon as this was said; what was said before it is forgotten."""
+        while self._messages.get(timeout=PATIENCE) != message:
+            pass
+
+
+@pytest.fixture
+def news(caplog: pytest.LogCaptureFixture) -> Iterator[News]:
+    """What the log says."""
+    news = News()
+    caplog.set_level(logging.INFO, "cellmw")
+    logging.getLogger("cellmw").addHandler(news)
+    yield news
+    logging.getLogger("cellmw").removeHandler(news)
 
 
 class Exchange:

@@ -377,7 +377,7 @@ def test_outage_is_logged(
     link.down()
     link.wait_for_uses(3)
     link.up()
-    link.wait_for_uses(6)
+    link.wait_for_uses(12)
     assert [record.getMessage().partition(":")[0] for record in caplog.records if "read" in record.getMessage()] == [
         "the cells can't be read, those that are known are used",
         "the cells can be read again",

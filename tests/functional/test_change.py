@@ -8,7 +8,6 @@ shows. Whether a database is still open is asked at the kernel: by the files tha
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import sqlite3
 import subprocess
@@ -18,7 +17,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -28,7 +26,7 @@ from oslo_config import cfg
 
 from cellmw import rpc
 from cellmw.exceptions import CellsClosed
-from tests.functional.conftest import PATIENCE, PROJECT, TOPIC, Workers, streaming
+from tests.functional.conftest import PATIENCE, PROJECT, TOPIC, News, Workers, streaming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -88,33 +86,6 @@ def ask_until(wanted: Any, ask: Callable[[], Any]) -> None:
     while (answer := ask()) != wanted and monotonic() < deadline:
         pass
     assert answer == wanted
-
-
-class News(logging.Handler):
-    """What the log says of cells being retired and closed, as it comes. Lives as long as the test."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self._messages: SimpleQueue[str] = SimpleQueue()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take one line."""
-        self._messages.put(record.getMessage())
-
-    def wait_for(self, message: str) -> None:
-        """Return as soon as this was said; what was said before it is forgotten."""
-        while self._messages.get(timeout=PATIENCE) != message:
-            pass
-
-
-@pytest.fixture
-def news(caplog: pytest.LogCaptureFixture) -> Iterator[News]:
-    """What the log says."""
-    news = News()
-    caplog.set_level(logging.INFO, "cellmw")
-    logging.getLogger("cellmw").addHandler(news)
-    yield news
-    logging.getLogger("cellmw").removeHandler(news)
 
 
 CLOSED = "cell cell1: what it had open is closed"

@@ -5,4 +5,6 @@ These tests have an environment of their own (``make test-nova``), because Nova 
 uses. What is not Nova's is stood in for by three files: ``authtoken.py`` for Keystone's filter, ``neighbours.py`` for
 the services that Nova asks, ``worker.py`` for nova-compute. A process has one Nova configuration, so each run is for
 one deployment, which ``deployment.py`` makes: ``pytest tests/nova --deployment sqlite`` or ``servers``.
+
+``side_by_side`` has cellmw-manage beside nova-manage: the cases there are those in the manual.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: one Nova deployment for the test run, and Nova's API on it with the filter and without.
+"""Fixtures: one Nova deployment for the process, and Nova's API on it with the filter and without.
+
+Files that run side by side are in processes of their own, and so have deployments of their own.
 
 ``--deployment sqlite`` has SQLite files and queues in this process; ``--deployment servers`` has the API database and
 cell2 on MariaDB, cell0 and cell1 on PostgreSQL, and a vhost of RabbitMQ for each queue.

@@ -58,18 +58,23 @@ class Authority:
         )
         self.certificate = certificate.public_bytes(Encoding.PEM).decode()
 
-    def for_server(self, *hosts: str, expired: bool = False) -> Certificate:
-        """Sign for a server with these host names and addresses."""
-        return self._sign(hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, hosts, expired=expired)
+    def for_server(self, *hosts: str, expired: bool = False, days: int = 1) -> Certificate:
+        """Sign for a server with these host names and addresses.
+
+        :param days: for how many it is valid from now on
+        """
+        return self._sign(hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, hosts, expired=expired, days=days)
 
     def for_client(self, name: str) -> Certificate:
         """Sign for a client."""
         return self._sign(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), expired=False)
 
-    def _sign(self, name: str, usage: x509.ObjectIdentifier, hosts: tuple[str, ...], *, expired: bool) -> Certificate:
+    def _sign(
+        self, name: str, usage: x509.ObjectIdentifier, hosts: tuple[str, ...], *, expired: bool, days: int = 1
+    ) -> Certificate:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = _builder(subject, self._name, key.public_key(), expired=expired).add_extension(
+        builder = _builder(subject, self._name, key.public_key(), expired=expired, days=days).add_extension(
             x509.ExtendedKeyUsage([usage]), critical=False
         )
         if hosts:
@@ -82,7 +87,7 @@ class Authority:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, *, expired: bool
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, *, expired: bool, days: int = 1
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -92,7 +97,7 @@ def _builder(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - 10 * _DAY)
-        .not_valid_after(now - _DAY if expired else now + _DAY)
+        .not_valid_after(now - _DAY if expired else now + days * _DAY)
     )
 
 

@@ -62,13 +62,16 @@ def free_ports(count: int) -> list[int]:
     """Return ports of 127.0.0.1 at which nothing listens.
 
     They are none of those that the kernel gives to whoever connects to something: one of these could be taken, be it by
-    a client that looks for the server there, while the server is down.
+    a client that looks for the server there, while the server is down. For the same reason each worker of pytest-xdist
+    has ports that no other one has.
     """
     kernels = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     ports: list[int] = []
     with ExitStack() as stack:
         while len(ports) < count:
-            port = random.randrange(10_000, kernels)
+            port = random.randrange(10_000 + worker, kernels, workers)
             with suppress(OSError):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
                 ports.append(port)

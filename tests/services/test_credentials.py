@@ -7,7 +7,6 @@ at the server. PostgreSQL may trust everybody here, so that its password is look
 
 from __future__ import annotations
 
-import logging
 import secrets
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from oslo_config import cfg
 from sqlalchemy import text
 
 from cellmw import RequestContext, database, deploy
-from cellmw.cmd.manage import main
+from tests.commands import exit_code_of
 from tests.functional.conftest import Api, Workers
 from tests.servers.addresses import administration
 
@@ -123,18 +122,6 @@ def postgresql(postgresql_server: sqlalchemy.URL) -> Iterator[tuple[Account, str
         yield account, url
 
 
-def manage(*arguments: str) -> int:
-    """Run a command, and undo what oslo.log sets up for its process; return the exit code."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        return main(arguments)
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        logging.captureWarnings(False)
-
-
 class Deployment:
     """An API database in a file, and a configuration. Lives as long as the test."""
 
@@ -143,7 +130,7 @@ class Deployment:
         self._folder = folder
         self._file = folder / "cellmw.conf"
         self.configure(f"[api_database]\nconnection = sqlite:///{folder}/api.db\n")
-        assert manage("--config-file", str(self._file), "api_db", "sync") == 0
+        assert self._manage("api_db", "sync") == 0
 
     def configure(self, options: str) -> None:
         """Add options to the configuration."""
@@ -153,7 +140,11 @@ class Deployment:
     def create_cell(self, queue: str = "memory://credentials/", database: str = "") -> int:
         """Record a cell, and return the exit code of the command."""
         urls = ["--transport-url", queue, "--database_connection", database or f"sqlite:///{self._folder}/cell1.db"]
-        return manage("--config-file", str(self._file), "cell_v2", "create_cell", "--name", "cell1", *urls)
+        return self._manage("cell_v2", "create_cell", "--name", "cell1", *urls)
+
+    def _manage(self, *arguments: str) -> int:
+        exit_code: int = exit_code_of(["--config-file", str(self._file), *arguments])
+        return exit_code
 
     def open(self) -> Cells:
         """Open the cells as a service does."""

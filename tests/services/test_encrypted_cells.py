@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from oslo_config import cfg
 from sqlalchemy import pool, text
 
 from cellmw import RequestContext, database, deploy
-from cellmw.cmd.manage import main
 from cellmw.engines import make_engine
 from cellmw.store import Store, migrations
+from tests.commands import exit_code_of
 from tests.functional.conftest import Api, Workers
 
 if TYPE_CHECKING:
@@ -39,15 +38,8 @@ def execute(url: str | sqlalchemy.URL, *statements: str) -> list[Any]:
 
 
 def run(configuration: str, command: str) -> None:
-    """Run a command of cellmw-manage, and undo what oslo.log sets up for the process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        assert main(["--config-file", configuration, "credential", command]) == 0
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        logging.captureWarnings(False)
+    """Run a command of cellmw-manage."""
+    assert exit_code_of(["--config-file", configuration, "credential", command]) == 0
 
 
 @pytest.fixture

@@ -13,10 +13,13 @@ from cellmw import engines
 from cellmw.exceptions import CellChanged, CellInUse, CellNotFound, InstanceMapped, StoreUnavailable
 from cellmw.store import Store, migrations
 from cellmw.store.models import cell_mappings
+from tests.servers.locks import wait_for_waiters
 from tests.unit.test_store_cells import *  # noqa: F403 - every test there, with the store from here
 from tests.unit.test_store_cells import create
+from tests.unit.test_store_holds import *  # noqa: F403
 from tests.unit.test_store_hosts import *  # noqa: F403
 from tests.unit.test_store_instances import *  # noqa: F403
+from tests.unit.test_store_progress import *  # noqa: F403
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,13 +32,6 @@ OTHERS = {
     "mysql": "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()",
     "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
 }
-
-WAITING = {
-    "mysql": "SELECT id FROM information_schema.processlist JOIN information_schema.innodb_trx"
-    " ON trx_mysql_thread_id = id WHERE db = DATABASE() AND trx_state = 'LOCK WAIT'",
-    "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-}
-"""How to ask a server which connections to the database wait for a lock."""
 
 KILL = {"mysql": "KILL CONNECTION {}", "postgresql": "SELECT pg_terminate_backend({}, 5000)"}
 
@@ -89,9 +85,7 @@ def test_update_waits_for_who_changes_the_cell(store: Store, server: Engine) -> 
     with ThreadPoolExecutor(1) as thread, server.execution_options(isolation_level="READ COMMITTED").connect() as other:
         other.execute(sa.update(cell_mappings).values(transport_url="rabbit://moved/"))
         update = thread.submit(store.update_cell, cell.uuid, transport_url="rabbit://x/", read=cell)
-        with server.connect() as connection:
-            while not connection.exec_driver_sql(WAITING[server.dialect.name]).scalar():
-                assert not update.done()
+        wait_for_waiters(server, work=update)
         other.commit()
         with pytest.raises(CellChanged):
             update.result()

@@ -19,7 +19,7 @@ from oslo_messaging._drivers import impl_rabbit
 from cellmw.queues import brokers as module
 from cellmw.queues import causes
 from cellmw.queues.brokers import Brokers, Connection
-from cellmw.queues.handshake import Address
+from cellmw.queues.handshake import PATIENCE, Address
 from cellmw.queues.message_queue import register_messaging_groups
 from tests.servers.certificates import Authority
 from tests.unit.somebody import Somebody
@@ -205,8 +205,8 @@ class Asked:
         self.error: Exception | None = None
         self.times = 0
 
-    def cluster_names(self, addresses: list[Address], tls: Any) -> dict[Address, str]:
-        assert tls is None
+    def cluster_names(self, addresses: list[Address], tls: Any, patience: float) -> dict[Address, str]:
+        assert (tls, patience) == (None, PATIENCE)
         self.times += 1
         return {address: name for address, name in self.names.items() if address in addresses}
 

@@ -81,7 +81,7 @@ def seen(cells: list[Cell]) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize(
     ("name", "options", "is_json"),
-    [("cells.json", [], True), ("cells.yml", [], False), ("cells", ["-f", "yaml"], False)],
+    [("cells.json", [], True), ("cells.yml", [], False), ("cells", ["--file-format", "yaml"], False)],
 )
 def test_export(
     cell_v2: Callable[..., Answer], store: Store, path: Path, name: str, options: list[str], *, is_json: bool
@@ -94,6 +94,28 @@ def test_export(
     assert (path.stat().st_mode & 0o777, os.listdir(path.parent)) == (0o600, [name])
     assert seen(cells_file.read(str(path))) == seen([CELL0, CELL1, CELL2])
     assert path.read_text().startswith("{" if is_json else "cells:")
+
+
+def test_export_by_a_dry_run(cell_v2: Callable[..., Answer], store: Store, path: Path) -> None:
+    """A dry run refuses what the real one would, and leaves nothing behind."""
+    store.import_cells([CELL1])
+    answer = cell_v2("export", path, "--dry-run")
+    assert (answer.exit_code, "would be in" in answer.err, os.listdir(path.parent)) == (0, True, [])
+    path.write_text("mine")
+    assert cell_v2("export", path, "--dry-run").exit_code == 1
+    assert cell_v2("export", path, "--dry-run", "--force").exit_code == 0
+    assert (path.read_text(), os.listdir(path.parent)) == ("mine", [path.name])
+    assert cell_v2("export", path / "x", "--dry-run").exit_code == 1
+    store.import_cells([CELL1], with_urls=False)
+    assert cell_v2("export", path, "--dry-run", "--force").exit_code == 1
+
+
+def test_export_for_scripts(cell_v2: Callable[..., Answer], store: Store, path: Path) -> None:
+    """-f is the form of what is printed, whatever that of the file is; the cells are in the file alone."""
+    store.import_cells([CELL1])
+    answer = cell_v2("export", path, "-f", "json", "--file-format", "yaml")
+    assert json.loads(answer.out) == [{"File": str(path), "Format": "yaml", "Cells": 1}]
+    assert path.read_text().startswith("cells:")
 
 
 def test_export_replaces_no_file_unless_forced(cell_v2: Callable[..., Answer], path: Path) -> None:
@@ -150,6 +172,16 @@ def test_import(cell_v2: Callable[..., Answer], store: Store, path: Path) -> Non
     assert seen(store.list_cells()) == seen([left, *cells])
     for options in ([], ["--dry-run"]):
         assert cell_v2("import", path, *options)[:2] == (0, f"{rest}unchanged\n{UUID2}: unchanged\n")
+
+
+def test_import_for_scripts(cell_v2: Callable[..., Answer], store: Store, path: Path) -> None:
+    """With a format there is a row for each cell."""
+    left = store.create_cell(name="left", transport_url="none:///", database_connection="mysql+pymysql://db/left")
+    path.write_text(cells_file.as_text([CELL1], "json"))
+    rows = [json.loads(cell_v2("import", path, *dry, "-f", "json").out) for dry in (["--dry-run"], [])]
+    for row, outcome in zip([each[1] for each in rows], ("would be created", "created"), strict=True):
+        assert row == {"Name": "cell1", "UUID": UUID1, "Outcome": outcome, "Columns": ""}
+    assert rows[0][0] == {"Name": "left", "UUID": left.uuid, "Outcome": "left alone", "Columns": ""}
 
 
 @pytest.mark.parametrize(

@@ -233,3 +233,48 @@ def test_reencrypt_leaves_what_others_change(
     assert (answer.exit_code, answer.err, stored(store)[2]) == (3, said, moved)
     answer = credential("reencrypt")
     assert (answer.exit_code, answer.err, "cell1" in answer.out) == (0, "", False)
+
+
+def test_setup_by_a_dry_run(credential: Credential, tmp_path: Path) -> None:
+    """A dry run makes nothing, not even the folder; where there are keys it says what the real one says."""
+    assert credential("setup", "--dry-run") == (0, f"keys would be made in {tmp_path}/keys\n", "")
+    assert not (tmp_path / "keys").exists()
+    (made,) = json.loads(credential("setup", "-f", "json").out)
+    primary = KeyRepository(f"{tmp_path}/keys").load().primary.id
+    assert made == {"Folder": f"{tmp_path}/keys", "Outcome": "created", "Primary Key": primary}
+    assert credential("setup", "--dry-run") == credential("setup")
+    (tmp_path / "keys").chmod(0o755)
+    assert credential("setup", "--dry-run").exit_code == 255
+
+
+def test_rotate_by_a_dry_run(credential: Credential, repository: KeyRepository, store: Store) -> None:
+    """A dry run says what the next rotation does, and leaves the keys as they are."""
+    for _ in range(2):
+        before = {path.name: path.read_text() for path in repository.folder.iterdir()}
+        dry = credential("rotate", "--max-active-keys", "2", "--dry-run")
+        assert {path.name: path.read_text() for path in repository.folder.iterdir()} == before
+        real = credential("rotate", "--max-active-keys", "2")
+        assert dry == (0, real.out.replace(" is ", " would be ").replace(" was ", " would be "), "")
+        assert "removed" in real.out
+
+
+def test_rotate_for_scripts(credential: Credential, repository: KeyRepository, store: Store) -> None:
+    """With a format there is a row for each key that something was decided about."""
+    oldest = repository.load().primary.id
+    rows = json.loads(credential("rotate", "--max-active-keys", "2", "-f", "json").out)
+    primary = repository.load().primary.id
+    assert rows == [{"Key": primary, "Outcome": "primary"}, {"Key": oldest, "Outcome": "removed"}]
+
+
+def test_reencrypt_for_scripts(credential: Credential, repository: KeyRepository, store: Store) -> None:
+    """With a format there is a row for each cell, with what was changed of it."""
+    primary = repository.load().primary.id
+    dry, real = (json.loads(credential("reencrypt", *dry, "-f", "json").out) for dry in (["--dry-run"], []))
+    both = "transport_url, database_connection"
+    for rows, done in (dry, f"would be encrypted with key {primary}"), (real, f"encrypted with key {primary}"):
+        assert [(row["Name"], row["Outcome"], row["Columns"]) for row in rows] == [
+            ("cell0", done, "database_connection"),
+            ("cell1", done, both),
+            ("cell2", "nothing to do", ""),
+            ("cell3", "nothing to do", ""),
+        ]

@@ -99,6 +99,17 @@ def test_cell_without_a_name() -> None:
         (exceptions.HostNotMapped("h"), {"host": "h"}, "host 'h' has no mapping"),
         (exceptions.HostMapped("h"), {"host": "h"}, "host 'h' is mapped already"),
         (
+            exceptions.HostElsewhere("h", CELL),
+            {"host": "h", "cell": CELL},
+            "host 'h' is not mapped to cell cell3, but to another",
+        ),
+        (exceptions.HostInUse("h"), {"host": "h"}, "there are instances on host 'h'"),
+        (
+            exceptions.HostsScattered(["a", "b"]),
+            {"cells": ("a", "b")},
+            "hosts that are in [database] connection are mapped to several cells: a, b; delete those that are wrong",
+        ),
+        (
             exceptions.DeadlineExceeded("cell cell3 to be opened"),
             {"waited_for": "cell cell3 to be opened"},
             "the deadline passed while waiting for cell cell3 to be opened",

@@ -208,10 +208,12 @@ def test_subclass() -> None:
 def test_escaped() -> None:
     """These errors are answered where the app lets them escape: none of them is a mistake in the app."""
     assert set(ESCAPED) == {
+        exceptions.CellDrained,
         exceptions.CellHasNoTransport,
         exceptions.CellsMissing,
         exceptions.CellUnavailable,
         exceptions.DeadlineExceeded,
+        exceptions.InstanceHeld,
         exceptions.ListingError,
     }
 

@@ -20,6 +20,7 @@ from cellmw.queues.handshake import (
     PATIENCE,
     Address,
     NoAnswer,
+    certificate_of,
     cluster_names,
     objection,
     shake_hands,
@@ -219,6 +220,25 @@ def test_speaks_tls(somebody: Callable[..., Somebody], certificate: ssl.SSLConte
     assert not speaks_tls(nobody, PATIENCE)
     begun = monotonic()
     assert not speaks_tls(somebody(None).address, SHORT)
+    assert monotonic() - begun < SHORT + SLACK
+
+
+def test_certificate_of(
+    somebody: Callable[..., Somebody],
+    certificate: ssl.SSLContext,
+    authority: Authority,
+    nobody: Address,
+    tmp_path: Path,
+) -> None:
+    """Whoever speaks TLS shows a certificate, whoever has signed it; who does not shows none in time."""
+    shown = certificate_of(somebody(START, certificate).address, unverified(), PATIENCE)
+    assert shown == ssl.PEM_cert_to_DER_cert((tmp_path / "server.pem").read_text())
+    for other in (somebody(b"HTTP").address, nobody):
+        with pytest.raises(OSError):  # noqa: PT011 - any of them
+            certificate_of(other, unverified(), PATIENCE)
+    begun = monotonic()
+    with pytest.raises(TimeoutError):
+        certificate_of(somebody(None).address, unverified(), SHORT)
     assert monotonic() - begun < SHORT + SLACK
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import types
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +202,35 @@ class RecordingSession:
 
     def close(self) -> None:
         pass
+
+
+class HeldUp(set[int]):
+    """Leases, of which the first that is released is held up in the middle of that. Lives as long as the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed, self.go_on = threading.Event(), threading.Event()
+
+    def remove(self, element: int) -> None:
+        super().remove(element)
+        self.removed.set()
+        assert self.go_on.wait(PATIENCE)
+
+
+def test_release_while_another_thread_does_it(handles1: Handles) -> None:
+    """Whoever comes second finds the lease closed when it returns, however far the first one has come."""
+    handles1.leases = leases = HeldUp()
+    lease = Lease(handles1)
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(lease.release)
+        assert leases.removed.wait(PATIENCE)
+        lease.release()
+        try:
+            with pytest.raises(LeaseClosed):
+                _ = lease.handles
+        finally:
+            leases.go_on.set()
+        first.result(PATIENCE)
 
 
 def test_release_by_many_threads(handles1: Handles, together: Together) -> None:

@@ -17,6 +17,7 @@ from cellmw.cell import Cell
 from cellmw.deadline import after
 from cellmw.exceptions import CellMisconfigured, CellsClosed, DeadlineExceeded
 from cellmw.handles import Handles
+from cellmw.holds import Holds
 from cellmw.lease import Lease
 from cellmw.pool import Pool
 
@@ -329,3 +330,39 @@ def test_never_idle(opener: Opener) -> None:
     pool.retire_idle()
     assert sorted(pool.handles) == [1]
     pool.close()
+
+
+@pytest.fixture
+def holds() -> Holds:
+    """What is held back: nothing, until the test says so."""
+    return Holds(None)
+
+
+@pytest.fixture
+def held_pool(opener: Opener, holds: Holds) -> Iterator[Pool]:
+    """A pool that goes by that."""
+    pool = Pool(opener, holds=holds)
+    yield pool
+    pool.close()
+
+
+def test_drained(held_pool: Pool, holds: Holds) -> None:
+    """What is open of a cell is retired as soon as the cell is drained, and open as long as its last lease."""
+    kept, drained = held_pool.open(CELL2), held_pool.open(CELL1)
+    lease = Lease(drained)
+    holds.cells = frozenset([CELL1.uuid])
+    held_pool.follow({1: CELL1, 2: CELL2})
+    assert (drained.retired, drained.closed, kept.retired) == (True, False, False)
+    lease.release()
+    assert held_pool.handles == {2: kept}
+
+
+def test_drained_while_opening(held_pool: Pool, holds: Holds, opener: Opener, threads: ThreadPoolExecutor) -> None:
+    """A cell that is drained while it is opened is not kept open."""
+    opener.slow.add(1)
+    opening = threads.submit(held_pool.open, CELL1)
+    assert opener.begun.acquire(timeout=PATIENCE)
+    holds.cells = frozenset([CELL1.uuid])
+    held_pool.follow({1: CELL1})
+    opener.go_on.set()
+    assert (opening.result(PATIENCE).retired, held_pool.handles) == (True, {})

@@ -351,3 +351,24 @@ def test_dry_run_of_an_import(store: Store) -> None:
     done = outcomes(store.import_cells(wanted, dry_run=True))
     assert recorded(store) == before
     assert done == outcomes(store.import_cells(wanted))
+
+
+def test_delete_a_cell_by_a_dry_run(store: Store, used_cell: Cell) -> None:
+    """A dry run refuses what a real one would, and deletes nothing, forced or not."""
+    with pytest.raises(CellInUse):
+        store.delete_cell(used_cell.uuid, dry_run=True)
+    spare = create(store, 9)
+    store.delete_cell(spare.uuid, dry_run=True)
+    store.delete_cell(spare.uuid, force=True, dry_run=True)
+    assert spare in store.list_cells()
+
+
+def test_deleted_cell_leaves_nothing_behind(store: Store) -> None:
+    """A cell that gets the uuid of a deleted one is not drained, and no task goes on in it; other cells' tasks do."""
+    gone, other = create(store, 1), create(store, 2)
+    store.drain_cell(gone.uuid)
+    for cell in (gone, other):
+        store.map_instances([], task=f"map_instances/{cell.uuid}", position="7")
+    store.delete_cell(gone.uuid)
+    assert store.list_held().cells == ()
+    assert [store.find_progress(f"map_instances/{cell.uuid}") for cell in (gone, other)] == [None, "7"]

@@ -102,3 +102,32 @@ def test_list_of_one_cell(store: Store, cells: list[int]) -> None:
     store.create_host("compute1", cell_id=cells[0])
     store.create_host("compute2", cell_id=cells[1])
     assert store.list_hosts(cells[1]) == [HostMapping("compute2", cells[1])]
+
+
+def test_many_at_once(store: Store, cells: list[int]) -> None:
+    """Any number of hosts are mapped at once; those that are mapped already stay where they are, and are left out."""
+    hosts = [f"compute{number:04}" for number in range(2100)]
+    store.create_host("compute0007", cell_id=cells[1])
+    assert store.create_hosts(reversed(hosts), cell_id=cells[0]) == [host for host in hosts if host != "compute0007"]
+    assert store.get_host("compute0007").cell_id == cells[1]
+    assert store.count_hosts() == {cells[0]: 2099, cells[1]: 1}
+
+
+def test_same_host_twice(store: Store, cells: list[int]) -> None:
+    """A host that is named twice is mapped once."""
+    assert store.create_hosts(["a", "a"], cell_id=cells[0]) == ["a"]
+
+
+def test_none_at_once(store: Store, cells: list[int]) -> None:
+    """To map no hosts, or none that is new, is no error."""
+    store.create_host("a", cell_id=cells[0])
+    assert store.create_hosts([], cell_id=cells[0]) == store.create_hosts(["a"], cell_id=cells[0]) == []
+
+
+def test_find_many(store: Store, cells: list[int]) -> None:
+    """Of any number of hosts those are found that are mapped."""
+    store.create_hosts(["a", "b", "c"], cell_id=cells[0])
+    wanted = ["b", *(f"compute{number}" for number in range(1500)), "c"]
+    assert sorted(store.find_hosts(wanted)) == [HostMapping("b", cells[0]), HostMapping("c", cells[0])]
+    assert store.find_hosts(["b"] * 1500) == [HostMapping("b", cells[0])]
+    assert store.find_hosts([]) == []

@@ -213,3 +213,27 @@ def test_cells_of_a_project_whose_instances_go(store: Store, cells: list[int]) -
         values = {"instance_uuid": OTHER, "project_id": "p", "queued_for_delete": None, "cell_id": cells[1]}
         connection.execute(instance_mappings.insert().values(values))
     assert store.list_cell_ids("p") == [cells[1]]
+
+
+def test_dates(store: Store) -> None:
+    """When a mapping was made is there from the beginning, when it was changed with the first change."""
+    assert store.find_dates(INSTANCE) == (None, None)
+    store.create_instance(INSTANCE, project_id="project")
+    made, changed = store.find_dates(INSTANCE)
+    assert (made is not None, changed) == (True, None)
+    store.update_instance(INSTANCE, queued_for_delete=True)
+    assert store.find_dates(INSTANCE)[0] == made
+    assert store.find_dates(INSTANCE)[1] is not None
+
+
+def test_living_are_counted_by_cell(store: Store, cells: list[int]) -> None:
+    """Instances whose deletion has begun are no living ones; what Nova wrote before there was such a thing is."""
+    cell, _ = cells[:2]
+    for number, cell_id in enumerate([cell, cell, cell, None]):
+        store.create_instance(str(uuid.UUID(int=number)), project_id="p", cell_id=cell_id)
+    store.update_instance(str(uuid.UUID(int=0)), queued_for_delete=True)
+    with store.engine.begin() as connection:
+        row = instance_mappings.c.instance_uuid == str(uuid.UUID(int=1))
+        connection.execute(instance_mappings.update().where(row).values(queued_for_delete=None))
+    assert store.count_living() == {cell: 2, None: 1}
+    assert store.count_instances() == {cell: 3, None: 1}

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TABLES = sorted(nova_schema.COLUMNS)
 
+OWN_TABLES = {"alembic_version_cellmw", "cellmw_drained_cells", "cellmw_held_instances", "cellmw_progress"}
+"""Those that Nova doesn't have."""
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -84,8 +87,8 @@ def test_migrations_make_what_the_models_say(synced: Engine) -> None:
 
 
 def test_sync_adds_only_its_own_tables(synced: Engine) -> None:
-    """The version table is called after cellmw, so that Nova's alembic has its own name free."""
-    assert set(sa.inspect(synced).get_table_names()) == {"alembic_version_cellmw", *TABLES}
+    """What Nova doesn't have, the version table included, is called after cellmw, so that Nova has all names free."""
+    assert set(sa.inspect(synced).get_table_names()) == OWN_TABLES.union(TABLES)
 
 
 def test_version_before_and_after_sync(engine: Engine) -> None:
@@ -110,6 +113,33 @@ def test_sync_to_a_named_version(engine: Engine) -> None:
     assert migrations.sync(engine, "5c1d0f8e2a47").version == "5c1d0f8e2a47"
 
 
+def test_known_versions(synced: Engine) -> None:
+    """What a database is at after sync is a revision of ours; another text is none."""
+    assert [migrations.is_known(version) for version in (migrations.newest(), "0" * 12)] == [True, False]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_sync_after_a_later_release(synced: Engine, dry_run: bool) -> None:
+    """A database that a later release has synced is left as it is."""
+    with synced.begin() as connection:
+        connection.execute(sa.text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = 'fedcba987654'"))
+    with pytest.raises(StoreError, match="at fedcba987654, which is of a later release"):
+        migrations.sync(synced, dry_run=dry_run)
+    assert migrations.version(synced) == "fedcba987654"
+
+
+def test_what_is_missing(synced: Engine) -> None:
+    """Each table that is not there is named, and each column that one lacks; after sync there is none."""
+    assert migrations.missing(synced) == []
+    with synced.begin() as connection:
+        connection.execute(sa.text("DROP TABLE cellmw_drained_cells"))
+        connection.execute(sa.text("ALTER TABLE host_mappings DROP COLUMN updated_at"))
+    assert migrations.missing(synced) == [
+        "the column updated_at of host_mappings",
+        "the table cellmw_drained_cells",
+    ]
+
+
 def test_sync_to_an_unknown_version(engine: Engine) -> None:
     """A revision that there is not is an error that names the newest one."""
     with pytest.raises(StoreError, match=migrations.newest()):
@@ -120,9 +150,10 @@ def test_sync_goes_on_where_it_was_interrupted(synced: Engine) -> None:
     """Tables that an interrupted sync has made already are kept, and the rest is made."""
     with synced.begin() as connection:
         connection.exec_driver_sql("DROP TABLE host_mappings")
+        connection.exec_driver_sql("DROP TABLE cellmw_held_instances")
         connection.exec_driver_sql("DROP TABLE alembic_version_cellmw")
     migrations.sync(synced)
-    assert set(sa.inspect(synced).get_table_names()) == {"alembic_version_cellmw", *TABLES}
+    assert set(sa.inspect(synced).get_table_names()) == OWN_TABLES.union(TABLES)
 
 
 def test_sync_leaves_novas_tables_untouched(engine: Engine) -> None:
@@ -133,12 +164,29 @@ def test_sync_leaves_novas_tables_untouched(engine: Engine) -> None:
     assert nova_schema.contents(engine) == before
 
 
-def test_sync_adds_one_table_to_novas(engine: Engine) -> None:
-    """On a database that Nova manages, sync adds the version table and nothing else."""
+def test_sync_adds_its_own_tables_to_novas(engine: Engine) -> None:
+    """On a database that Nova manages, sync adds the tables that Nova doesn't have and nothing else."""
     nova_schema.create_as_nova_does(engine)
     before = set(sa.inspect(engine).get_table_names())
     migrations.sync(engine)
-    assert set(sa.inspect(engine).get_table_names()) - before == {"alembic_version_cellmw"}
+    assert set(sa.inspect(engine).get_table_names()) - before == OWN_TABLES
+
+
+def test_sync_goes_on_from_an_older_release(engine: Engine) -> None:
+    """A database that was synced by the first release gets what has come since, and keeps what is in it."""
+    migrations.sync(engine, "5c1d0f8e2a47")
+    store = Store(engine)
+    cell = store.create_cell(name="cell1", transport_url="rabbit://host1/", database_connection="sqlite:///1.db")
+    migrations.sync(engine)
+    assert set(sa.inspect(engine).get_table_names()) == OWN_TABLES.union(TABLES)
+    assert store.list_cells() == [cell]
+
+
+def test_older_release_says_what_to_run(engine: Engine) -> None:
+    """What needs a table that has come since says which command makes it."""
+    migrations.sync(engine, "5c1d0f8e2a47")
+    with pytest.raises(StoreUnavailable, match="lacks tables of this release: run `cellmw-manage api_db sync`"):
+        Store(engine).drain_cell("x")
 
 
 def test_store_works_on_novas_tables(engine: Engine) -> None:
@@ -162,3 +210,16 @@ def test_missing_tables_say_what_to_run(engine: Engine) -> None:
     """A store on a database that was never synced says which command makes the tables."""
     with pytest.raises(StoreUnavailable, match="cellmw-manage api_db sync"):
         Store(engine).find_instance("x")
+
+
+def test_sync_by_a_dry_run(engine: Engine) -> None:
+    """A dry run says what a real one would have reached, from wherever it begins, and changes nothing."""
+    first = "5c1d0f8e2a47"
+    for begin in (None, first, migrations.newest()):
+        if begin is not None:
+            migrations.sync(engine, begin)
+        before = sorted(sa.inspect(engine).get_table_names())
+        newest, to_first = migrations.sync(engine, dry_run=True), migrations.sync(engine, first, dry_run=True)
+        assert newest == (migrations.newest(), False)
+        assert to_first.version == (first if begin != migrations.newest() else begin)
+        assert (sorted(sa.inspect(engine).get_table_names()), migrations.version(engine)) == (before, begin)

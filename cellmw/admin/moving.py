@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instances whose rows are in another cell's database by now -> mappings to that cell, and no request in both of them.
+
+A worker goes by what it knows: which instances are held back it learns within ``refresh_interval``, and a mapping that
+it has looked up it uses for ``mapping_ttl``. So an instance is held back, then waited for until every worker knows,
+then mapped to the other cell, then waited for until no worker can know the old mapping or have a request under way by
+it, and then let go. Whatever becomes of the process that does it, the hold ends by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from cellmw import deploy
+from cellmw.exceptions import CellmwError, InstanceNotMapped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from oslo_config import cfg
+
+    from cellmw.cell import Cell
+    from cellmw.cells import Cells
+    from cellmw.store import InstanceMapping
+
+_SLACK = 2.0
+"""Seconds that a worker may take to read what it reads anew once in ``refresh_interval``."""
+
+_SKEW = 60.0
+"""Seconds by which the clocks of hosts may differ."""
+
+
+class HoldLost(CellmwError):
+    """The move has taken so long that requests may have been let through again; the mappings are as they were."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it took too long, and requests may have been let through again: nothing was moved, start anew"
+        )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long it takes until all workers know something.
+
+    :ivar told: seconds until every worker knows what is held back
+    :ivar ended: seconds until none has a request under way that has begun before that
+    :ivar over: seconds until, besides, none goes by a mapping that was changed
+    """
+
+    told: float
+    ended: float
+    over: float
+
+    @classmethod
+    def of(cls, conf: cfg.ConfigOpts) -> Pace:
+        """Return that of services with this configuration.
+
+        :raises ConfigError: if an option has a value that it does not take
+        """
+        chosen = deploy.settings(conf)
+        ended = chosen.request_deadline
+        return cls(chosen.refresh_interval + _SLACK, ended, max(ended, chosen.mapping_ttl))
+
+
+class Moved(NamedTuple):
+    """What became of one instance.
+
+    :ivar before: the id of the cell that it was mapped to, None where it was being built
+    :ivar state: ``moved``; ``unchanged`` where it was mapped to the cell already; ``changed`` where somebody else has
+        changed the mapping meanwhile, and it was left at that
+    """
+
+    instance_uuid: str
+    before: int | None
+    state: str
+
+
+class Move:
+    """Instances on their way to a cell, for a with block. Lives as long as the command.
+
+    When the block ends before the mappings were changed, be it by Ctrl-C, the instances are let go; after that only
+    :meth:`let_go` or the end of the hold does.
+
+    :ivar until: when the hold ends by itself, in UTC
+    :ivar mappings: of the instances, as they were read
+    :ivar is_needed: whether one of them leads elsewhere
+    :ivar is_done: whether the mappings were changed
+    """
+
+    def __init__(self, cells: Cells, uuids: Sequence[str], cell: Cell, pace: Pace) -> None:
+        """Read the mappings.
+
+        :raises InstanceNotMapped: if one of them has none
+        """
+        self._cells = cells
+        self._cell = cell
+        self._pace = pace
+        self.is_done = False
+        self.until = _now()
+        found = {mapping.instance_uuid: mapping for mapping in cells.store.find_instances(uuids)}
+        for uuid in uuids:
+            if uuid not in found:
+                raise InstanceNotMapped(uuid)
+        self.mappings: list[InstanceMapping] = [found[uuid] for uuid in dict.fromkeys(uuids)]
+        self.is_needed = any(mapping.cell_id != cell.id for mapping in self.mappings)
+        self._held: list[str] = []
+
+    def __enter__(self) -> Move:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held and not self.is_done:
+            self.let_go()
+
+    def hold(self) -> None:
+        """Have the instances held back; every worker knows when ``pace.told`` has passed."""
+        whole = self._pace.told + self._pace.over + _SKEW
+        self.until = (_now() + timedelta(seconds=whole)).replace(microsecond=0) + timedelta(seconds=1)
+        self._held = [mapping.instance_uuid for mapping in self.mappings]
+        self._cells.store.hold_instances(self._held, self.until)
+
+    def change(self) -> list[Moved]:
+        """Map each to the cell, unless somebody else has changed its mapping meanwhile.
+
+        :raises HoldLost: if it is too late for that
+        """
+        if _now() + timedelta(seconds=self._pace.over) > self.until:
+            raise HoldLost
+        there = self._cell.id
+        moving = [mapping for mapping in self.mappings if mapping.cell_id != there]
+        # from here on, should it be interrupted, nobody knows whether they were moved: they are not let go at once
+        self.is_done = True
+        changes = [(mapping, mapping._replace(cell_id=there)) for mapping in moving]
+        was_so = dict(zip(moving, self._cells.store.change_instances(changes), strict=True))
+        self._cells.mappings.forget_all(self._held)
+        states = {None: "unchanged", True: "moved", False: "changed"}
+        return [Moved(mapping.instance_uuid, mapping.cell_id, states[was_so.get(mapping)]) for mapping in self.mappings]
+
+    def let_go(self) -> None:
+        """Have requests for them let through again."""
+        self._cells.store.let_go_instances(self._held, self.until)
+        self._held = []
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)

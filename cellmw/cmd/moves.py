@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cellmw-manage cell_v2``: cells and instances that are held back while they are worked on."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from cellmw.admin.access import open_cells, reading
+from cellmw.admin.cell_tables import CellTables
+from cellmw.admin.moving import Move, Pace
+from cellmw.cmd.arguments import take_uuid
+from cellmw.cmd.command import Command, Refused, Report, note
+from cellmw.cmd.progress import Progress
+from cellmw.deadline import after, left
+from cellmw.exceptions import CellNotFound, InstanceNotMapped
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from cellmw.cell import Cell
+    from cellmw.cells import Cells
+
+_CHANGED = 2
+"""The exit code of a move of which at least one instance was not moved, as somebody else has changed its mapping."""
+
+_AT_ONCE = 1000
+"""How many instances a cell's database is asked for in one statement."""
+
+
+class _CellCommand(Command):
+    """What commands for one cell take."""
+
+    exit_codes = ((CellNotFound, 1),)
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Take the cell."""
+        parser = super().get_parser(prog_name)
+        take_uuid(parser)
+        self.take_dry_run(parser)
+        return parser
+
+
+class Drain(_CellCommand):
+    """Have every service refuse requests for the instances of a cell, with 503 and Retry-After.
+
+    Requests that are under way go on to their end, and the connections of the services to the cell are closed after the
+    last of them. Nothing in the cell is touched. Other cells are served as ever.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Take why, and whether to wait."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--reason", metavar="<text>", help="what others are to read about it")
+        parser.add_argument("--wait", action="store_true", help="return when no request can be under way any more")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
+        """Record that it is drained."""
+        if len(parsed_args.reason or "") > 255:
+            raise Refused("the reason has more than 255 characters: shorten it")
+        pace = Pace.of(self.app.conf)
+        with self.open_store() as store:
+            cell = store.get_cell(parsed_args.cell_uuid)
+            if parsed_args.dry_run:
+                drained = {held.cell_uuid for held in store.list_held().cells}
+                state = "unchanged" if cell.uuid in drained else "would be drained"
+                return _report(cell, state, f"cell {cell}: {state}")
+            is_new = store.drain_cell(cell.uuid, parsed_args.reason)
+        line = f"cell {cell} is drained"
+        if not is_new:
+            line += " already"
+        self.interrupted = f"{line}; `cell_v2 undrain` undoes it"
+        if parsed_args.wait:
+            self._wait(pace.told, "until every service knows")
+            self._wait(pace.ended, "until the last request has ended")
+        else:
+            note(
+                f"every service knows in {pace.told:.0f} s, and {pace.ended:.0f} s later the last request has ended, "
+                "but for responses that go on being streamed; --wait waits for that"
+            )
+        return _report(cell, "drained" if is_new else "unchanged", line)
+
+    def _wait(self, seconds: float, what: str) -> None:
+        note(f"waiting {seconds:.0f} s {what}")
+        _wait(seconds)
+
+
+class Undrain(_CellCommand):
+    """Have every service let requests for the instances of a cell through again."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
+        """Record that it is not drained any more."""
+        pace = Pace.of(self.app.conf)
+        with self.open_store() as store:
+            cell = store.get_cell(parsed_args.cell_uuid)
+            drained = {held.cell_uuid for held in store.list_held().cells}
+            if cell.uuid not in drained:
+                return _report(cell, "unchanged", f"cell {cell} is not drained")
+            if parsed_args.dry_run:
+                return _report(cell, "would be undrained", f"cell {cell}: would be undrained")
+            store.undrain_cell(cell.uuid)
+        note(f"every service knows in {pace.told:.0f} s")
+        return _report(cell, "undrained", f"cell {cell} is not drained any more")
+
+
+class ListHeld(Command):
+    """Show what is held back: cells that are drained, and instances that are being moved."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
+        """Read the records."""
+        with self.open_store() as store:
+            held = store.list_held()
+            names = {cell.uuid: cell.name or "" for cell in store.list_cells()}
+        rows: list[tuple[object, ...]] = [
+            ("cell", cell.cell_uuid, names.get(cell.cell_uuid, ""), _time(cell.since), None, cell.reason)
+            for cell in held.cells
+        ]
+        rows += [
+            ("instance", instance.instance_uuid, "", _time(instance.since), _time(instance.until), None)
+            for instance in held.instances
+        ]
+        return Report(("What", "UUID", "Name", "Since", "Until", "Reason"), rows)
+
+
+class MoveInstance(Command):
+    """Map instances to another cell, in whose database they are by now, so that no request reaches them in both.
+
+    They are held back, with 503 and Retry-After, until every service knows, then mapped to the cell, and then held back
+    until no service goes by the old mapping any more. Their rows, volumes and processes are not this command's affair.
+    """
+
+    exit_codes = ((Refused, 1), (CellNotFound, 1), (InstanceNotMapped, 1))
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Take the instances and the cell."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("uuids", nargs="+", metavar="<instance_uuid>", help="the uuid of an instance")
+        parser.add_argument("--to", required=True, metavar="<cell>", help="the uuid or the name of the cell")
+        parser.add_argument("--force", action="store_true", help="also where the cell's database has no such instance")
+        self.take_dry_run(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Report:
+        """Move them."""
+        pace = Pace.of(self.app.conf)
+        uuids = [uuid.lower() for uuid in parsed_args.uuids]
+        with open_cells(self.app.conf) as cells:
+            cell = cells.get(parsed_args.to)
+            names = {each.id: str(each) for each in cells.known()}
+            if not parsed_args.force:
+                self._check(cells, cell, uuids)
+            with Move(cells, uuids, cell, pace) as move:
+                if parsed_args.dry_run or not move.is_needed:
+                    rows = [
+                        (mapping.instance_uuid, names.get(mapping.cell_id or 0), str(cell), state)
+                        for mapping in move.mappings
+                        for state in ["unchanged" if mapping.cell_id == cell.id else "would be moved"]
+                    ]
+                    return _moves(rows)
+                move.hold()
+                note(f"requests are refused; waiting {pace.told:.0f} s until every service knows")
+                self.interrupted = "no instance was moved, and requests are let through again: run it again"
+                _wait(pace.told)
+                later = f"requests are let through again at {_time(move.until)}"
+                self.interrupted = f"{later}: run it again"
+                moved = move.change()
+                self.interrupted = f"the instances are mapped to cell {cell}, and {later}"
+                note(f"mapped to cell {cell}; waiting {pace.over:.0f} s until no service goes by an old mapping")
+                _wait(pace.over)
+                move.let_go()
+        rows = [(done.instance_uuid, names.get(done.before or 0), str(cell), done.state) for done in moved]
+        report = _moves(rows)
+        if any(done.state == "changed" for done in moved):
+            note("somebody else has changed mappings meanwhile, and they were left at that: see where they are now")
+            return Report(report.columns, report.rows, report.lines, _CHANGED)
+        return report
+
+    def _check(self, cells: Cells, cell: Cell, uuids: Sequence[str]) -> None:
+        """Refuse to map an instance to where it is not."""
+        tables = CellTables(self.app.conf)
+        there: set[str] = set()
+        with reading(cells, cell) as session:
+            for start in range(0, len(uuids), _AT_ONCE):
+                found = tables.find_instances(session, uuids[start : start + _AT_ONCE])
+                there |= {row.uuid.lower() for row in found if not row.deleted}
+        for uuid in uuids:
+            if uuid not in there:
+                raise Refused(
+                    f"the database of cell {cell} has no instance {uuid}: bring its rows there first, or give --force"
+                )
+
+
+def _wait(seconds: float) -> None:
+    """Wait, and show that something goes on."""
+    never = threading.Event()
+    deadline = after(seconds)
+    with Progress("seconds", round(seconds)) as progress:
+        while still := left(deadline):
+            never.wait(min(still, 1.0))
+            progress.advance(round(seconds - left(deadline)) - progress.done)
+
+
+def _report(cell: Cell, state: str, line: str) -> Report:
+    return Report(("Name", "UUID", "State"), [(cell.name or "", cell.uuid, state)], [line])
+
+
+def _moves(rows: Sequence[tuple[str, str | None, str, str]]) -> Report:
+    lines = [f"instance {uuid}: {state}" for uuid, _, _, state in rows]
+    return Report(("Instance", "From", "To", "State"), rows, lines)
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "drain": Drain,
+    "list_held": ListHeld,
+    "move_instance": MoveInstance,
+    "undrain": Undrain,
+}
+"""What belongs to the family ``cell_v2``, by the names of its commands."""

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of a program -> its configuration and its log, as both programs have them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from oslo_config import cfg
+from oslo_log import log
+
+from cellmw.log import install, masked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def set_up(
+    name: str, argv: Sequence[str] | None, quieter: Sequence[str], register: Callable[[cfg.ConfigOpts], object]
+) -> cfg.ConfigOpts:
+    """Read the arguments and the files, and begin to log.
+
+    :param name: of the program
+    :param quieter: loggers with the level below which they are not heard
+    :param register: registers what the program takes on its command line besides
+    :raises cfg.Error: if something can't be read
+    :raises log.LogConfigError: if it can't be logged as was asked for
+    """
+    conf = cfg.ConfigOpts()
+    log.register_options(conf)
+    conf.set_default("default_log_levels", [*log.get_default_log_levels(), *quieter])
+    register(conf)
+    _read(conf, name, argv)
+    # where no log is configured oslo.log would write it between the lines that a script reads
+    conf.set_default("use_stderr", not (conf.log_file or conf.log_dir))
+    log.setup(conf, "cellmw")
+    install()
+    return conf
+
+
+def _read(conf: cfg.ConfigOpts, name: str, argv: Sequence[str] | None) -> None:
+    """Read them; what can't be read is quoted without the passwords in it."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            conf(argv, project="cellmw", prog=name, version=version("cellmw"))
+    finally:
+        sys.stderr.write(masked(errors.getvalue()))
