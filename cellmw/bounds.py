@@ -340,10 +340,14 @@ BoundedEngine._option_cls = BoundedEngine
 
 
 class BoundedPool(pool.QueuePool):
-    """A pool whose places are waited for until the deadline of whoever wants one. Lives as long as its engine."""
+    """A pool whose places are waited for until the deadline of whoever wants one. Lives as long as its engine.
+
+    What is out when it is disposed of is closed when it comes back; SQLAlchemy's own would keep it for nobody.
+    """
 
     _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
     here: threading.local | None = None
+    _is_over = False
 
     @property
     def _timeout(self) -> float:
@@ -358,6 +362,15 @@ class BoundedPool(pool.QueuePool):
         new = cast("Self", super().recreate())
         new.here = self.here
         return new
+
+    def dispose(self) -> None:
+        self._is_over = True
+        super().dispose()
+
+    def _do_return_conn(self, record: pool.ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)  # first, or what comes back while it is being disposed of would stay
+        if self._is_over:
+            super().dispose()
 
 
 class _BoundedCursor:

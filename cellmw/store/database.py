@@ -105,12 +105,14 @@ class Database:
         return self._engine
 
     def close(self) -> None:
-        """Close the pooled connections; later calls do nothing."""
+        """Close the pooled connections, and each other one when it comes back; later calls do nothing."""
         if not self._closed:
             self._closed = True
             if self.breaker is not None:
                 self.breaker.close()
             self._engine.dispose()
+            # upkeep that is under way may still connect, by the pool that has taken the other one's place
+            self._engine.pool.dispose()
 
     def __enter__(self) -> Self:
         return self

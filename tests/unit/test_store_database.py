@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,19 @@ def test_write_survives_dropped_connections(engine: Engine, connections: list[An
     store.create_instance(INSTANCE, project_id="p")
     with pytest.raises(InstanceMapped):
         store.create_instance(INSTANCE, project_id="p")
+
+
+def test_closed_while_it_is_read(engine: Engine, connections: list[Any], limits: Limits | None) -> None:
+    """What is out when the store is closed, and what upkeep that goes on connects after that, is closed, too."""
+    store = Store(engine, limits)
+    with engine.connect():
+        store.close()
+        connections[0].execute("SELECT 1")
+    assert store.find_instance(INSTANCE) is None
+    assert len(connections) == 2
+    for connection in connections:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+            connection.execute("SELECT 1")
 
 
 def test_no_third_attempt(engine: Engine, connections: list[Any], limits: Limits | None) -> None:
