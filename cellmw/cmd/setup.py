@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from cellmw.admin.first_cell import FirstCell
     from cellmw.cell import Cell
     from cellmw.cells import Cells
-    from cellmw.cmd.arguments import take_transport_url
-from cellmw.cmd.cell_urls import Url
+    from cellmw.cmd.cell_urls import Url
 
 NO_HOSTS = 1
 """The exit code of a setup that finds no host, and so makes no cell."""
