@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["cellmw.fixture.pytest"]
 
-SOON = 0.3
+SOON = 0.8
 """Seconds that a request has whose deadline is to pass; enough for what is to be done before that."""
 
 ENDLESS = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
@@ -222,7 +222,7 @@ def test_stream(fake_cells: FakeCells, starts_late: bool) -> None:
 def test_wait_in_a_stream(make_patient: Callable[..., FakeCells]) -> None:
     """Each single wait of a stream is bounded all the same."""
     fake_cells = make_patient(SOON)
-    cell_filter = fake_cells.filter(streaming([read, read, endless], starts_late=False))
+    cell_filter = fake_cells.filter(streaming([read, read, endless], starts_late=False), request_deadline=PATIENCE)
     body = ask(cell_filter, fake_cells.map("cell1")).app_iter
     chunks = iter(body)
     assert [next(chunks), next(chunks)] == [b"1", b"1"]
