@@ -12,6 +12,7 @@ cgi.
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 pytest_plugins = ["tests.leaks"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell has what it runs in the background ignore Ctrl-C, and so would all that the tests start there
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def found(server: Callable[[], T]) -> T:

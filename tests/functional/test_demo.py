@@ -105,9 +105,7 @@ def test_open_lease(monkeypatch: pytest.MonkeyPatch, wrongs: Callable[[], list[s
 @pytest.fixture
 def served() -> Iterator[subprocess.Popen[str]]:
     """``python -m examples.compute.demo --serve``, with leaks as errors."""
-    # a shell has what it runs in the background ignore Ctrl-C, and so has this if the tests are run there
-    command = ["env", "--default-signal=INT", sys.executable]
-    command += ["-W", "error::ResourceWarning", "-m", "examples.compute.demo", "--serve"]
+    command = [sys.executable, "-W", "error::ResourceWarning", "-m", "examples.compute.demo", "--serve"]
     with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             yield process

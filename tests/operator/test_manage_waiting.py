@@ -55,9 +55,7 @@ def started(url: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen
     with ExitStack() as processes:
 
         def start(*arguments: str) -> subprocess.Popen[str]:
-            # a shell has what it runs in the background ignore Ctrl-C, and so have these if the tests are run there
-            command = ["env", "--default-signal=INT", SCRIPT, "--config-file", str(configuration)]
-            command += ["cell_v2", *arguments]
+            command = [SCRIPT, "--config-file", str(configuration), "cell_v2", *arguments]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             process = processes.enter_context(subprocess.Popen(command, text=True, **pipes))
             processes.callback(process.kill)
