@@ -9,7 +9,12 @@ from cellmw.cmd.manage import main
 from tests.logs import logging_undone
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
+
+    Manage = Callable[..., "Answer"]
+    """Runs a command with these arguments."""
 
 
 class Answer(NamedTuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: a private configuration, an API database, cells on SQLite files and in-memory queues, and threads.
+"""Fixtures: a private configuration, an API database, cells on SQLite and in-memory queues, commands, and threads.
 
 Whatever a fixture opens is closed when its test has ended.
 """
@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import oslo_messaging
@@ -24,6 +25,8 @@ from cellmw.engines import make_engine
 from cellmw.handles import Handles
 from cellmw.lease import Lease
 from cellmw.store import Store, models
+from tests.commands import run
+from tests.nova_cell import NovaCell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from cellmw.cell import Cell
     from cellmw.cells import Cells
+    from tests.commands import Manage
 
 PATIENCE = 20
 """Seconds after which a test gives up on what has to come; a test that passes never waits for them."""
@@ -81,6 +85,38 @@ def cell1(new_cell: Callable[..., Cell]) -> Cell:
 def cell2(new_cell: Callable[..., Cell]) -> Cell:
     """Another cell."""
     return new_cell("cell2")
+
+
+@pytest.fixture
+def nova1(cell1: Cell) -> NovaCell:
+    """The database of cell1, with the tables that Nova has there."""
+    return NovaCell(cell1.reveal_database_connection())
+
+
+@pytest.fixture
+def nova2(cell2: Cell) -> NovaCell:
+    """The database of cell2, with the tables that Nova has there."""
+    return NovaCell(cell2.reveal_database_connection())
+
+
+@pytest.fixture
+def configuration(store: Store, tmp_path: Path) -> Path:
+    """A configuration file with nothing but the API database in it."""
+    path = tmp_path / "cellmw.conf"
+    path.write_text(f"[api_database]\nconnection = sqlite:///{tmp_path}/api.sqlite\n")
+    return path
+
+
+@pytest.fixture
+def manage(configuration: Path, capsys: pytest.CaptureFixture[str]) -> Manage:
+    """Run a command of ``cellmw-manage`` on the API database."""
+    return partial(run, capsys, configuration)
+
+
+@pytest.fixture
+def cell_v2(manage: Manage) -> Manage:
+    """Run a command of the family ``cell_v2``."""
+    return partial(manage, "cell_v2")
 
 
 @pytest.fixture

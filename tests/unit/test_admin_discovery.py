@@ -41,18 +41,6 @@ def database_of(tmp_path: Path) -> Callable[[Cell], NovaCell]:
 
 
 @pytest.fixture
-def one(cell1: Cell, database_of: Callable[[Cell], NovaCell]) -> NovaCell:
-    """The database of cell1."""
-    return database_of(cell1)
-
-
-@pytest.fixture
-def two(cell2: Cell, database_of: Callable[[Cell], NovaCell]) -> NovaCell:
-    """The database of cell2."""
-    return database_of(cell2)
-
-
-@pytest.fixture
 def discover(conf: cfg.ConfigOpts, cells: Cells) -> Callable[..., Discovery]:
     """Discover the hosts of all cells."""
     return lambda **how: discovery.discover(conf, cells, cells.all(), **how)
@@ -68,98 +56,98 @@ def states(found: Discovery) -> list[tuple[str, str, str]]:
 
 
 def test_new_hosts_are_mapped(
-    discover: Callable[..., Discovery], one: NovaCell, two: NovaCell, store: Store, cell1: Cell, cell2: Cell
+    discover: Callable[..., Discovery], nova1: NovaCell, nova2: NovaCell, store: Store, cell1: Cell, cell2: Cell
 ) -> None:
     """Each host of each cell gets a mapping to the cell that it was found in, and is returned, by name."""
-    one.add_hosts(["b", "c"])
-    two.add_hosts(["a"])
+    nova1.add_hosts(["b", "c"])
+    nova2.add_hosts(["a"])
     assert states(discover()) == [("a", "cell2", MAPPED), ("b", "cell1", MAPPED), ("c", "cell1", MAPPED)]
     assert store.list_hosts() == [("a", cell2.id), ("b", cell1.id), ("c", cell1.id)]
 
 
-def test_mapped_hosts_are_marked(discover: Callable[..., Discovery], one: NovaCell, two: NovaCell) -> None:
+def test_mapped_hosts_are_marked(discover: Callable[..., Discovery], nova1: NovaCell, nova2: NovaCell) -> None:
     """Each cell is told which of its own hosts have been discovered."""
-    one.add_hosts(["b", "c"])
-    two.add_hosts(["a"], mapped=None)
+    nova1.add_hosts(["b", "c"])
+    nova2.add_hosts(["a"], mapped=None)
     discover()
-    assert (one.marks(), two.marks()) == ({"b": 1, "c": 1}, {"a": 1})
+    assert (nova1.marks(), nova2.marks()) == ({"b": 1, "c": 1}, {"a": 1})
 
 
-def test_again(discover: Callable[..., Discovery], one: NovaCell, store: Store) -> None:
+def test_again(discover: Callable[..., Discovery], nova1: NovaCell, store: Store) -> None:
     """What is mapped stays mapped."""
-    one.add_hosts(["a"])
+    nova1.add_hosts(["a"])
     discover()
     before = store.list_hosts()
     assert states(discover()) == [("a", "cell1", ALREADY)]
     assert store.list_hosts() == before
 
 
-def test_mapping_without_mark(discover: Callable[..., Discovery], one: NovaCell, store: Store, cell1: Cell) -> None:
-    """A run that was cut off before it had told the cell is made good by the next one."""
-    one.add_hosts(["a"])
+def test_mapping_without_mark(discover: Callable[..., Discovery], nova1: NovaCell, store: Store, cell1: Cell) -> None:
+    """A run that was cut off before it had told the cell is made good by the next nova1."""
+    nova1.add_hosts(["a"])
     store.create_host("a", cell_id=cell1.id)
     assert states(discover()) == [("a", "cell1", ALREADY)]
-    assert one.marks() == {"a": 1}
+    assert nova1.marks() == {"a": 1}
 
 
-def test_mark_without_mapping(discover: Callable[..., Discovery], one: NovaCell, store: Store, cell1: Cell) -> None:
+def test_mark_without_mapping(discover: Callable[..., Discovery], nova1: NovaCell, store: Store, cell1: Cell) -> None:
     """A host whose mapping was lost is found, though its cell takes it for discovered."""
-    one.add_hosts(["a"], mapped=1)
+    nova1.add_hosts(["a"], mapped=1)
     assert states(discover()) == [("a", "cell1", MAPPED)]
     assert store.get_host("a").cell_id == cell1.id
 
 
 def test_host_of_another_cell(
-    discover: Callable[..., Discovery], one: NovaCell, two: NovaCell, store: Store, cell2: Cell
+    discover: Callable[..., Discovery], nova1: NovaCell, nova2: NovaCell, store: Store, cell2: Cell
 ) -> None:
     """A host that is mapped to another cell stays there, is not marked, and what is remarked names that cell."""
-    one.add_hosts(["a"])
+    nova1.add_hosts(["a"])
     store.create_host("a", cell_id=cell2.id)
     found = discover()
     assert states(found) == [("a", "cell1", ELSEWHERE)]
     assert found.hosts[0].remark == "mapped to cell cell2"
     assert store.get_host("a").cell_id == cell2.id
-    assert one.marks() == {"a": 0}
+    assert nova1.marks() == {"a": 0}
 
 
-def test_host_of_a_cell_without_record(discover: Callable[..., Discovery], one: NovaCell, store: Store) -> None:
+def test_host_of_a_cell_without_record(discover: Callable[..., Discovery], nova1: NovaCell, store: Store) -> None:
     """A mapping to a cell that has no record is as good as any other."""
-    one.add_hosts(["a"])
+    nova1.add_hosts(["a"])
     store.create_host("a", cell_id=99)
     assert discover().hosts[0].remark == "mapped to cell id 99, which has no record"
 
 
-def test_host_in_two_cells(discover: Callable[..., Discovery], one: NovaCell, two: NovaCell, store: Store) -> None:
+def test_host_in_two_cells(discover: Callable[..., Discovery], nova1: NovaCell, nova2: NovaCell, store: Store) -> None:
     """A new host that two cells have is mapped to neither: nobody knows which of them is meant."""
-    one.add_hosts(["a", "b"])
-    two.add_hosts(["a"])
+    nova1.add_hosts(["a", "b"])
+    nova2.add_hosts(["a"])
     found = discover()
     assert states(found) == [("a", "cell1", REFUSED), ("a", "cell2", REFUSED), ("b", "cell1", MAPPED)]
     assert found.hosts[0].remark == found.hosts[1].remark
     assert found.hosts[0].remark == "cells cell1 and cell2 have a host of that name each: rename or delete all but one"
     assert [mapping.host for mapping in store.list_hosts()] == ["b"]
-    assert (one.marks(), two.marks()) == ({"a": 0, "b": 1}, {"a": 0})
+    assert (nova1.marks(), nova2.marks()) == ({"a": 0, "b": 1}, {"a": 0})
 
 
 def test_host_in_two_cells_that_is_mapped(
-    discover: Callable[..., Discovery], one: NovaCell, two: NovaCell, store: Store, cell2: Cell
+    discover: Callable[..., Discovery], nova1: NovaCell, nova2: NovaCell, store: Store, cell2: Cell
 ) -> None:
     """One that two cells have, and that is mapped to one of them, is at home there."""
-    one.add_hosts(["a"])
-    two.add_hosts(["a"])
+    nova1.add_hosts(["a"])
+    nova2.add_hosts(["a"])
     store.create_host("a", cell_id=cell2.id)
     assert states(discover()) == [("a", "cell1", ELSEWHERE), ("a", "cell2", ALREADY)]
-    assert (one.marks(), two.marks()) == ({"a": 0}, {"a": 1})
+    assert (nova1.marks(), nova2.marks()) == ({"a": 0}, {"a": 1})
 
 
 def test_one_cell_only(
-    conf: cfg.ConfigOpts, cells: Cells, one: NovaCell, two: NovaCell, cell1: Cell, store: Store
+    conf: cfg.ConfigOpts, cells: Cells, nova1: NovaCell, nova2: NovaCell, cell1: Cell, store: Store
 ) -> None:
     """Cells that are not asked are left alone."""
-    one.add_hosts(["a"])
-    two.add_hosts(["b"])
+    nova1.add_hosts(["a"])
+    nova2.add_hosts(["b"])
     assert states(discovery.discover(conf, cells, [cell1])) == [("a", "cell1", MAPPED)]
-    assert (len(store.list_hosts()), two.marks()) == (1, {"b": 0})
+    assert (len(store.list_hosts()), nova2.marks()) == (1, {"b": 0})
 
 
 def test_cell0_is_not_asked(
@@ -178,54 +166,54 @@ def test_disabled_cell_is_asked(
     assert states(discover()) == [("a", "cell1", MAPPED)]
 
 
-def test_deleted_nodes(discover: Callable[..., Discovery], one: NovaCell) -> None:
+def test_deleted_nodes(discover: Callable[..., Discovery], nova1: NovaCell) -> None:
     """A deleted compute node is none, and is not marked: if it comes back it has to be discovered."""
-    one.add_hosts(["a"], deleted=1).add_hosts(["b"], node="old", deleted=2).add_hosts(["b"])
+    nova1.add_hosts(["a"], deleted=1).add_hosts(["b"], node="old", deleted=2).add_hosts(["b"])
     assert states(discover()) == [("b", "cell1", MAPPED)]
-    one.run("DELETE FROM compute_nodes WHERE deleted = 0")
-    assert one.marks() == {"a": 0, "b": 0}
+    nova1.run("DELETE FROM compute_nodes WHERE deleted = 0")
+    assert nova1.marks() == {"a": 0, "b": 0}
 
 
-def test_host_with_several_nodes(discover: Callable[..., Discovery], one: NovaCell) -> None:
+def test_host_with_several_nodes(discover: Callable[..., Discovery], nova1: NovaCell) -> None:
     """A host is mapped once, however many nodes it has, and all of them are marked."""
-    one.add_hosts(["a"], node="1").add_hosts(["a"], node="2", mapped=1).add_hosts([None], node="3")
+    nova1.add_hosts(["a"], node="1").add_hosts(["a"], node="2", mapped=1).add_hosts([None], node="3")
     assert states(discover()) == [("a", "cell1", MAPPED)]
-    one.run("DELETE FROM compute_nodes WHERE hypervisor_hostname <> '1'")
-    assert one.marks() == {"a": 1}
+    nova1.run("DELETE FROM compute_nodes WHERE hypervisor_hostname <> '1'")
+    assert nova1.marks() == {"a": 1}
 
 
-def test_many_hosts(discover: Callable[..., Discovery], one: NovaCell, store: Store) -> None:
+def test_many_hosts(discover: Callable[..., Discovery], nova1: NovaCell, store: Store) -> None:
     """More hosts than one statement takes are all mapped and marked."""
     names = [f"compute{number:04}" for number in range(1201)]
-    one.add_hosts(names)
+    nova1.add_hosts(names)
     assert len(discover().having(MAPPED)) == 1201
     assert [mapping.host for mapping in store.list_hosts(limit=2000)] == names
-    assert set(one.marks().values()) == {1}
+    assert set(nova1.marks().values()) == {1}
 
 
-def test_services(discover: Callable[..., Discovery], one: NovaCell) -> None:
+def test_services(discover: Callable[..., Discovery], nova1: NovaCell) -> None:
     """By service, hosts of compute services are found, disabled ones included; compute nodes are left alone."""
-    one.add_service("a").add_service("b", disabled=True).add_service("a")
-    one.add_service("c", binary="nova-conductor").add_service("d", deleted=1).add_hosts(["a", "e"])
+    nova1.add_service("a").add_service("b", disabled=True).add_service("a")
+    nova1.add_service("c", binary="nova-conductor").add_service("d", deleted=1).add_hosts(["a", "e"])
     assert states(discover(by_service=True)) == [("a", "cell1", MAPPED), ("b", "cell1", MAPPED)]
-    assert one.marks() == {"a": 0, "e": 0}
+    assert nova1.marks() == {"a": 0, "e": 0}
 
 
-def test_dry_run(discover: Callable[..., Discovery], one: NovaCell, store: Store, cell1: Cell) -> None:
+def test_dry_run(discover: Callable[..., Discovery], nova1: NovaCell, store: Store, cell1: Cell) -> None:
     """A dry run says the same, and changes nothing."""
-    one.add_hosts(["a", "b"])
+    nova1.add_hosts(["a", "b"])
     store.create_host("b", cell_id=cell1.id)
     assert states(discover(dry_run=True)) == [("a", "cell1", MAPPED), ("b", "cell1", ALREADY)]
     assert [mapping.host for mapping in store.list_hosts()] == ["b"]
-    assert one.marks() == {"a": 0, "b": 0}
+    assert nova1.marks() == {"a": 0, "b": 0}
 
 
 def test_cell_that_is_down(
-    discover: Callable[..., Discovery], new_cell: Callable[..., Cell], one: NovaCell, store: Store, tmp_path: Path
+    discover: Callable[..., Discovery], new_cell: Callable[..., Cell], nova1: NovaCell, store: Store, tmp_path: Path
 ) -> None:
     """A cell that does not answer is named, and keeps no other from being done."""
     new_cell("cell9", database_connection=f"sqlite:///{tmp_path}/none/there.sqlite")
-    one.add_hosts(["a"])
+    nova1.add_hosts(["a"])
     found = discover()
     assert [host.state for host in found.hosts] == [MAPPED]
     assert found.troubles == [
@@ -233,9 +221,9 @@ def test_cell_that_is_down(
     ]
 
 
-def test_cell_without_tables(discover: Callable[..., Discovery], cell2: Cell, one: NovaCell) -> None:
+def test_cell_without_tables(discover: Callable[..., Discovery], cell2: Cell, nova1: NovaCell) -> None:
     """So is one whose database has no hosts in the tables that are configured."""
-    one.add_hosts(["a"])
+    nova1.add_hosts(["a"])
     found = discover()
     assert [host.state for host in found.hosts] == [MAPPED]
     assert found.troubles == [
@@ -244,23 +232,23 @@ def test_cell_without_tables(discover: Callable[..., Discovery], cell2: Cell, on
     ]
 
 
-def test_cell_that_can_not_be_told(discover: Callable[..., Discovery], one: NovaCell, store: Store) -> None:
+def test_cell_that_can_not_be_told(discover: Callable[..., Discovery], nova1: NovaCell, store: Store) -> None:
     """A host stays mapped where its cell could not be told, and the next run tells it."""
-    one.add_hosts(["a"]).run("CREATE TRIGGER no BEFORE UPDATE ON compute_nodes BEGIN SELECT RAISE(ABORT, 'no'); END")
+    nova1.add_hosts(["a"]).run("CREATE TRIGGER no BEFORE UPDATE ON compute_nodes BEGIN SELECT RAISE(ABORT, 'no'); END")
     found = discover()
     assert found.troubles == [
         "cell cell1: its database failed (DBError): its hosts are mapped, and not marked as discovered in its database"
     ]
     assert [mapping.host for mapping in store.list_hosts()] == ["a"]
-    one.run("DROP TRIGGER no")
+    nova1.run("DROP TRIGGER no")
     discover()
-    assert one.marks() == {"a": 1}
+    assert nova1.marks() == {"a": 1}
 
 
 @pytest.mark.parametrize(("of", "state", "mark"), [("cell1", ALREADY, 1), ("cell2", ELSEWHERE, 0)])
 def test_mapped_meanwhile(
     discover: Callable[..., Discovery],
-    one: NovaCell,
+    nova1: NovaCell,
     cells: Cells,
     cell2: Cell,
     monkeypatch: pytest.MonkeyPatch,
@@ -270,7 +258,7 @@ def test_mapped_meanwhile(
 ) -> None:
     """What somebody else maps at the same moment is what counts."""
     NovaCell(cell2.reveal_database_connection())
-    one.add_hosts(["a", "b"])
+    nova1.add_hosts(["a", "b"])
     create_hosts = cells.store.create_hosts
 
     def after_another(hosts: list[str], *, cell_id: int) -> list[str]:
@@ -279,11 +267,11 @@ def test_mapped_meanwhile(
 
     monkeypatch.setattr(cells.store, "create_hosts", after_another)
     assert states(discover()) == [("a", "cell1", state), ("b", "cell1", MAPPED)]
-    assert one.marks() == {"a": mark, "b": 1}
+    assert nova1.marks() == {"a": mark, "b": 1}
 
 
 def test_tables_of_another_service(
-    conf: cfg.ConfigOpts, cells: Cells, cell1: Cell, one: NovaCell, store: Store
+    conf: cfg.ConfigOpts, cells: Cells, cell1: Cell, nova1: NovaCell, store: Store
 ) -> None:
     """Tables of other names, without flags for what is deleted or discovered, do as well."""
     for option, value in {
@@ -293,7 +281,7 @@ def test_tables_of_another_service(
         "host_deleted": "",
     }.items():
         conf.set_override(option, value, group="cellmw_tables")
-    one.run("CREATE TABLE workers (name VARCHAR(64))").run("INSERT INTO workers VALUES ('a')")
+    nova1.run("CREATE TABLE workers (name VARCHAR(64))").run("INSERT INTO workers VALUES ('a')")
     assert states(discovery.discover(conf, cells, [cell1])) == [("a", "cell1", MAPPED)]
     assert states(discovery.discover(conf, cells, [cell1])) == [("a", "cell1", ALREADY)]
 
@@ -301,9 +289,9 @@ def test_tables_of_another_service(
 # --- reading
 
 
-def test_hosts_of_a_cell_without_record(conf: cfg.ConfigOpts, one: NovaCell, cell1: Cell) -> None:
+def test_hosts_of_a_cell_without_record(conf: cfg.ConfigOpts, nova1: NovaCell, cell1: Cell) -> None:
     """The hosts of a database can be listed before it is a cell's."""
-    one.add_hosts(["b", "a"])
+    nova1.add_hosts(["b", "a"])
     assert discovery.hosts_in(conf, cell1) == ["a", "b"]
 
 
@@ -319,14 +307,14 @@ def test_all_mappings(store: Store, cell1: Cell, cell2: Cell) -> None:
 
 
 @pytest.fixture
-def at_home(one: NovaCell, store: Store, cell1: Cell) -> NovaCell:
+def at_home(nova1: NovaCell, store: Store, cell1: Cell) -> NovaCell:
     """The database of cell1, with a host that is mapped to it."""
     store.create_host("a", cell_id=cell1.id)
-    return one.add_hosts(["a", "b"], mapped=1)
+    return nova1.add_hosts(["a", "b"], mapped=1)
 
 
 def test_delete(conf: cfg.ConfigOpts, cells: Cells, at_home: NovaCell, cell1: Cell, store: Store) -> None:
-    """A deleted host has no mapping, and Nova finds it as a new one."""
+    """A deleted host has no mapping, and Nova finds it as a new nova1."""
     discovery.delete_host(conf, cells, cell1.uuid, "a")
     assert (store.list_hosts(), at_home.marks()) == ([], {"a": 0, "b": 1})
 
@@ -373,7 +361,7 @@ def test_delete_a_host_with_instances(
 def test_deleted_instances_and_those_of_others(
     conf: cfg.ConfigOpts, cells: Cells, at_home: NovaCell, cell1: Cell, store: Store
 ) -> None:
-    """Instances that are deleted, or on another host, are no reason to keep one."""
+    """Instances that are deleted, or on another host, are no reason to keep nova1."""
     at_home.add_instance(INSTANCE, "a", deleted=1).add_instance(INSTANCE, "b")
     discovery.delete_host(conf, cells, cell1.uuid, "a")
     assert store.list_hosts() == []

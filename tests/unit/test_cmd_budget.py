@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cellmw.admin import budget
 from cellmw.admin.budget import Limit, Server
-from tests.commands import run
 from tests.unit.conftest import PASSWORD
 
 if TYPE_CHECKING:
@@ -20,9 +18,7 @@ if TYPE_CHECKING:
 
     from cellmw.cell import Cell
     from cellmw.store import Store
-    from tests.commands import Answer
-
-    Manage = Callable[..., Answer]
+    from tests.commands import Manage
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
@@ -30,16 +26,14 @@ WORKERS = ["--processes", 2, "--threads", 3]
 
 
 @pytest.fixture
-def manage(tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> Manage:
-    """Runs a command on an API database with a cell whose servers do not answer."""
-    path = tmp_path / "cellmw.conf"
-    path.write_text(f"[api_database]\nconnection = sqlite:///{tmp_path}/api.sqlite\n")
+def manage(manage: Manage, store: Store) -> Manage:
+    """Run a command on an API database with a cell whose servers do not answer."""
     store.create_cell(
         name="cell1",
         transport_url=f"rabbit://user:{PASSWORD}@127.0.0.1:2/",
         database_connection=f"mysql+pymysql://user:{PASSWORD}@127.0.0.1:1/cell1",
     )
-    return partial(run, capsys, path)
+    return manage
 
 
 def test_lines(manage: Manage) -> None:

@@ -4,25 +4,18 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 
-from cellmw import engines
 from cellmw.cell import CELL0_UUID
 from cellmw.credentials import KeyRepository, is_encrypted
-from cellmw.store import Store, migrations
-from tests.commands import run
+from cellmw.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.commands import Answer
-
-    Manage = Callable[..., Answer]
+    from tests.commands import Manage
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
@@ -34,28 +27,6 @@ CELL1 = [
     "--database_connection",
     "mysql+pymysql://nova:s3cret@db/cell1",
 ]
-
-
-@pytest.fixture
-def configuration(tmp_path: Path) -> Path:
-    """A configuration file with nothing but the API database in it."""
-    path = tmp_path / "cellmw.conf"
-    path.write_text(f"[api_database]\nconnection = sqlite:///{tmp_path}/api.db\n")
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """The API database behind the commands."""
-    with Store(engines.make_engine(f"sqlite:///{tmp_path}/api.db", {}, pre_ping=False)) as store:
-        migrations.sync(store.engine)
-        yield store
-
-
-@pytest.fixture
-def manage(configuration: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> Manage:
-    """Runs a command on an empty API database."""
-    return partial(run, capsys, configuration)
 
 
 # --- cell_v2 create_cell

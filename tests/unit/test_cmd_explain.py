@@ -4,22 +4,16 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.commands import run
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from cellmw.cell import Cell
     from cellmw.store import Store
-    from tests.commands import Answer
-
-    Manage = Callable[..., Answer]
+    from tests.commands import Manage
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
@@ -27,12 +21,10 @@ UUID = "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9"
 
 
 @pytest.fixture
-def manage(tmp_path: Path, store: Store, cell1: Cell, capsys: pytest.CaptureFixture[str]) -> Manage:
-    """Runs a command on an API database with an instance in a cell."""
-    path = tmp_path / "cellmw.conf"
-    path.write_text(f"[api_database]\nconnection = sqlite:///{tmp_path}/api.sqlite\n")
+def manage(manage: Manage, store: Store, cell1: Cell) -> Manage:
+    """Run a command on an API database with an instance in a cell."""
     store.create_instance(UUID, project_id="project", cell_id=cell1.id)
-    return partial(run, capsys, path)
+    return manage
 
 
 def test_reached(manage: Manage) -> None:

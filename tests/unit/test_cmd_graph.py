@@ -8,22 +8,18 @@ import os
 import pty
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.commands import run
 from tests.unit.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cellmw.cell import Cell
-    from tests.commands import Answer
-
-    Manage = Callable[..., Answer]
+    from tests.commands import Manage
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
@@ -31,18 +27,10 @@ SVG = b"<?xml"
 
 
 @pytest.fixture
-def configuration(tmp_path: Path, new_cell: Callable[..., Cell]) -> Path:
-    """An API database with a cell that is called something."""
+def configuration(configuration: Path, new_cell: Callable[..., Cell]) -> Path:
+    """The configuration of an API database with a cell that is called something."""
     new_cell("cell-é")
-    path = tmp_path / "cellmw.conf"
-    path.write_text(f"[api_database]\nconnection = sqlite:///{tmp_path}/api.sqlite\n")
-    return path
-
-
-@pytest.fixture
-def manage(configuration: Path, capsys: pytest.CaptureFixture[str]) -> Manage:
-    """Runs a command."""
-    return partial(run, capsys, configuration)
+    return configuration
 
 
 class OnTerminal(NamedTuple):

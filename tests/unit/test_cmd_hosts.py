@@ -4,59 +4,26 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cellmw import engines
 from cellmw.cell import CELL0_UUID
-from cellmw.store import Store, migrations, models
-from tests.commands import run
+from cellmw.store import Store, models
 from tests.nova_cell import NovaCell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from cellmw.cell import Cell
-    from tests.commands import Answer
-
-    Manage = Callable[..., Answer]
+    from tests.commands import Answer, Manage
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 INSTANCE = "5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01"
 
 NOBODY = "5d5fdd4b-0000-4b7c-8a1e-0f6f3d4e1a02"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """The API database behind the commands."""
-    with Store(engines.make_engine(f"sqlite:///{tmp_path}/api.sqlite", {}, pre_ping=False)) as store:
-        migrations.sync(store.engine)
-        yield store
-
-
-@pytest.fixture
-def manage(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Manage:
-    """Runs a command of the family."""
-    path = tmp_path / "cellmw.conf"
-    path.write_text(f"[api_database]\nconnection = sqlite:///{tmp_path}/api.sqlite\n")
-    return partial(run, capsys, path, "cell_v2")
-
-
-@pytest.fixture
-def one(cell1: Cell) -> NovaCell:
-    """The database of cell1."""
-    return NovaCell(cell1.reveal_database_connection())
-
-
-@pytest.fixture
-def two(cell2: Cell) -> NovaCell:
-    """The database of cell2."""
-    return NovaCell(cell2.reveal_database_connection())
 
 
 def table(answer: Answer) -> list[dict[str, str]]:
@@ -73,11 +40,11 @@ def notes(answer: Answer) -> list[str]:
 # --- discover_hosts
 
 
-def test_discover(manage: Manage, one: NovaCell, two: NovaCell, cell1: Cell, cell2: Cell) -> None:
+def test_discover(cell_v2: Manage, nova1: NovaCell, nova2: NovaCell, cell1: Cell, cell2: Cell) -> None:
     """New hosts are shown with their cells."""
-    one.add_hosts(["b"])
-    two.add_hosts(["a"])
-    answer = manage("discover_hosts", "-f", "json")
+    nova1.add_hosts(["b"])
+    nova2.add_hosts(["a"])
+    answer = cell_v2("discover_hosts", "-f", "json")
     assert (answer.exit_code, notes(answer)) == (0, [])
     assert table(answer) == [
         {"Hostname": "a", "Cell Name": "cell2", "Cell UUID": cell2.uuid, "State": "mapped"},
@@ -85,75 +52,75 @@ def test_discover(manage: Manage, one: NovaCell, two: NovaCell, cell1: Cell, cel
     ]
 
 
-def test_discover_nothing(manage: Manage, one: NovaCell) -> None:
+def test_discover_nothing(cell_v2: Manage, nova1: NovaCell) -> None:
     """Where there is nothing new nothing is shown, and that is no failure."""
-    one.add_hosts(["a"])
-    assert "| a        | cell1" in manage("discover_hosts").out
-    answer = manage("discover_hosts")
+    nova1.add_hosts(["a"])
+    assert "| a        | cell1" in cell_v2("discover_hosts").out
+    answer = cell_v2("discover_hosts")
     assert (answer.exit_code, answer.out, notes(answer)) == (0, "", [])
-    assert table(manage("discover_hosts", "-f", "json")) == []
+    assert table(cell_v2("discover_hosts", "-f", "json")) == []
 
 
-def test_discover_verbose(manage: Manage, one: NovaCell, two: NovaCell, cell0: Cell) -> None:
+def test_discover_verbose(cell_v2: Manage, nova1: NovaCell, nova2: NovaCell, cell0: Cell) -> None:
     """In full those are shown as well that were mapped before, and how many of each there are is said."""
-    one.add_hosts(["a"])
-    manage("discover_hosts")
-    two.add_hosts(["b"])
-    answer = manage("discover_hosts", "--verbose", "-f", "json")
+    nova1.add_hosts(["a"])
+    cell_v2("discover_hosts")
+    nova2.add_hosts(["b"])
+    answer = cell_v2("discover_hosts", "--verbose", "-f", "json")
     assert [(row["Hostname"], row["State"]) for row in table(answer)] == [("a", "already"), ("b", "mapped")]
     assert notes(answer) == ["cellmw-manage: hosts in 2 cells: 1 mapped, 1 already, 0 elsewhere, 0 refused"]
 
 
-def test_discover_strictly(manage: Manage, one: NovaCell) -> None:
+def test_discover_strictly(cell_v2: Manage, nova1: NovaCell) -> None:
     """With --strict it is a failure where no host is new."""
-    one.add_hosts(["a"])
-    first, second = (manage("discover_hosts", "--strict") for _ in range(2))
+    nova1.add_hosts(["a"])
+    first, second = (cell_v2("discover_hosts", "--strict") for _ in range(2))
     assert (first.exit_code, notes(first)) == (0, [])
     assert (second.exit_code, second.out, notes(second)) == (1, "", ["cellmw-manage: there is no new host"])
 
 
-def test_discover_dry(manage: Manage, one: NovaCell, store: Store) -> None:
+def test_discover_dry(cell_v2: Manage, nova1: NovaCell, store: Store) -> None:
     """A dry run shows what would be mapped, and exits as the run would."""
-    one.add_hosts(["a"])
-    answer = manage("discover_hosts", "--dry-run", "--strict", "-f", "json")
+    nova1.add_hosts(["a"])
+    answer = cell_v2("discover_hosts", "--dry-run", "--strict", "-f", "json")
     assert (answer.exit_code, table(answer)[0]["State"]) == (0, "would be mapped")
-    assert (store.list_hosts(), one.marks()) == ([], {"a": 0})
+    assert (store.list_hosts(), nova1.marks()) == ([], {"a": 0})
 
 
-def test_discover_in_one_cell(manage: Manage, one: NovaCell, two: NovaCell, cell2: Cell, store: Store) -> None:
+def test_discover_in_one_cell(cell_v2: Manage, nova1: NovaCell, nova2: NovaCell, cell2: Cell, store: Store) -> None:
     """With --cell_uuid no other cell is looked into."""
-    one.add_hosts(["a"])
-    two.add_hosts(["b"])
-    assert manage("discover_hosts", "--cell_uuid", cell2.uuid).exit_code == 0
+    nova1.add_hosts(["a"])
+    nova2.add_hosts(["b"])
+    assert cell_v2("discover_hosts", "--cell_uuid", cell2.uuid).exit_code == 0
     assert [mapping.host for mapping in store.list_hosts()] == ["b"]
 
 
-def test_discover_in_an_unknown_cell(manage: Manage) -> None:
+def test_discover_in_an_unknown_cell(cell_v2: Manage) -> None:
     """A cell that is not there is an error like any other, as in nova-manage."""
-    answer = manage("discover_hosts", "--cell_uuid", NOBODY)
+    answer = cell_v2("discover_hosts", "--cell_uuid", NOBODY)
     assert (answer.exit_code, notes(answer)) == (255, [f"cellmw-manage: no cell '{NOBODY}' is recorded"])
 
 
-def test_discover_in_cell0(manage: Manage, cell0: Cell) -> None:
+def test_discover_in_cell0(cell_v2: Manage, cell0: Cell) -> None:
     """cell0 has no hosts, which is said only to who asks for it."""
-    assert manage("discover_hosts") == (0, "", "")
-    answer = manage("discover_hosts", "--cell_uuid", CELL0_UUID)
+    assert cell_v2("discover_hosts") == (0, "", "")
+    answer = cell_v2("discover_hosts", "--cell_uuid", CELL0_UUID)
     assert (answer.exit_code, notes(answer)) == (0, ["cellmw-manage: cell0 has no hosts, and was not looked at"])
 
 
-def test_discover_by_service(manage: Manage, one: NovaCell, store: Store) -> None:
+def test_discover_by_service(cell_v2: Manage, nova1: NovaCell, store: Store) -> None:
     """With --by-service the hosts of services are mapped."""
-    one.add_service("a", disabled=True).add_hosts(["b"])
-    assert manage("discover_hosts", "--by-service").exit_code == 0
+    nova1.add_service("a", disabled=True).add_hosts(["b"])
+    assert cell_v2("discover_hosts", "--by-service").exit_code == 0
     assert [mapping.host for mapping in store.list_hosts()] == ["a"]
 
 
-def test_discover_elsewhere(manage: Manage, one: NovaCell, cell2: Cell, store: Store) -> None:
+def test_discover_elsewhere(cell_v2: Manage, nova1: NovaCell, cell2: Cell, store: Store) -> None:
     """Hosts of another cell are shown, and what to do is said once for all of them; it is no failure."""
     NovaCell(cell2.reveal_database_connection())
-    one.add_hosts("abcdefg")
+    nova1.add_hosts("abcdefg")
     store.create_hosts("abcdefg", cell_id=cell2.id)
-    answer = manage("discover_hosts", "-f", "json")
+    answer = cell_v2("discover_hosts", "-f", "json")
     assert (answer.exit_code, {row["State"] for row in table(answer)}) == (0, {"elsewhere"})
     assert notes(answer) == [
         "cellmw-manage: mapped to cell cell2, and left there: a, b, c, d, e and 2 more; "
@@ -161,11 +128,11 @@ def test_discover_elsewhere(manage: Manage, one: NovaCell, cell2: Cell, store: S
     ]
 
 
-def test_discover_twice(manage: Manage, one: NovaCell, two: NovaCell) -> None:
+def test_discover_twice(cell_v2: Manage, nova1: NovaCell, nova2: NovaCell) -> None:
     """A host of two cells is a failure, and is named once."""
-    one.add_hosts(["a", "b"])
-    two.add_hosts(["a"])
-    answer = manage("discover_hosts", "--strict", "-f", "json")
+    nova1.add_hosts(["a", "b"])
+    nova2.add_hosts(["a"])
+    answer = cell_v2("discover_hosts", "--strict", "-f", "json")
     assert (answer.exit_code, [row["State"] for row in table(answer)]) == (3, ["refused", "refused", "mapped"])
     assert notes(answer) == [
         "cellmw-manage: not mapped: a: cells cell1 and cell2 have a host of that name each: "
@@ -174,29 +141,29 @@ def test_discover_twice(manage: Manage, one: NovaCell, two: NovaCell) -> None:
 
 
 def test_discover_where_a_cell_is_down(
-    manage: Manage, one: NovaCell, new_cell: Callable[..., Cell], tmp_path: Path
+    cell_v2: Manage, nova1: NovaCell, new_cell: Callable[..., Cell], tmp_path: Path
 ) -> None:
     """The hosts of the other cells are mapped, and the exit code tells that some may be missing."""
-    one.add_hosts(["a"])
+    nova1.add_hosts(["a"])
     new_cell("cell9", database_connection=f"sqlite:///{tmp_path}/none/there.sqlite")
-    answer = manage("discover_hosts", "--strict", "-f", "json")
+    answer = cell_v2("discover_hosts", "--strict", "-f", "json")
     assert (answer.exit_code, len(table(answer))) == (255, 1)
     assert notes(answer) == [
         "cellmw-manage: cell cell9: its database does not answer (OperationalError): its hosts were not looked at"
     ]
-    assert manage("discover_hosts", "--strict").exit_code == 255
+    assert cell_v2("discover_hosts", "--strict").exit_code == 255
 
 
 # --- list_hosts
 
 
-def test_list(manage: Manage, store: Store, cell1: Cell, new_cell: Callable[..., Cell]) -> None:
+def test_list(cell_v2: Manage, store: Store, cell1: Cell, new_cell: Callable[..., Cell]) -> None:
     """Hosts are shown by name, those of a cell without a name as well."""
     nameless = new_cell("other")
     store.update_cell(nameless.uuid, name=None)
     store.create_hosts(["a", "c"], cell_id=cell1.id)
     store.create_host("b", cell_id=nameless.id)
-    answer = manage("list_hosts", "-f", "json")
+    answer = cell_v2("list_hosts", "-f", "json")
     assert (answer.exit_code, answer.err) == (0, "")
     assert table(answer) == [
         {"Cell Name": "cell1", "Cell UUID": cell1.uuid, "Hostname": "a"},
@@ -205,69 +172,69 @@ def test_list(manage: Manage, store: Store, cell1: Cell, new_cell: Callable[...,
     ]
 
 
-def test_list_of_one_cell(manage: Manage, store: Store, cell1: Cell, cell2: Cell) -> None:
+def test_list_of_one_cell(cell_v2: Manage, store: Store, cell1: Cell, cell2: Cell) -> None:
     """With --cell_uuid only its own are shown."""
     store.create_host("a", cell_id=cell1.id)
     store.create_host("b", cell_id=cell2.id)
-    assert [row["Hostname"] for row in table(manage("list_hosts", "--cell_uuid", cell2.uuid, "-f", "json"))] == ["b"]
+    assert [row["Hostname"] for row in table(cell_v2("list_hosts", "--cell_uuid", cell2.uuid, "-f", "json"))] == ["b"]
 
 
-def test_list_of_an_unknown_cell(manage: Manage) -> None:
+def test_list_of_an_unknown_cell(cell_v2: Manage) -> None:
     """A cell that is not there is 1, as in nova-manage."""
-    answer = manage("list_hosts", "--cell_uuid", NOBODY)
+    answer = cell_v2("list_hosts", "--cell_uuid", NOBODY)
     assert (answer.exit_code, answer.out, notes(answer)) == (1, "", [f"cellmw-manage: no cell '{NOBODY}' is recorded"])
 
 
-def test_list_without_record(manage: Manage, store: Store) -> None:
+def test_list_without_record(cell_v2: Manage, store: Store) -> None:
     """A host whose cell has no record is shown without one, and the id is said."""
     store.create_host("a", cell_id=99)
-    answer = manage("list_hosts", "-f", "json")
+    answer = cell_v2("list_hosts", "-f", "json")
     assert (answer.exit_code, table(answer)) == (0, [{"Cell Name": "", "Cell UUID": "", "Hostname": "a"}])
     assert notes(answer) == ["cellmw-manage: no cell is recorded for the ids 99, which hosts are mapped to"]
 
 
-def test_list_of_many(manage: Manage, store: Store, cell1: Cell) -> None:
+def test_list_of_many(cell_v2: Manage, store: Store, cell1: Cell) -> None:
     """The list has no end before the last host."""
     store.create_hosts((f"compute{number}" for number in range(2001)), cell_id=cell1.id)
-    assert len(table(manage("list_hosts", "-f", "json"))) == 2001
+    assert len(table(cell_v2("list_hosts", "-f", "json"))) == 2001
 
 
 # --- delete_host
 
 
 @pytest.fixture
-def at_home(one: NovaCell, store: Store, cell1: Cell) -> NovaCell:
+def at_home(nova1: NovaCell, store: Store, cell1: Cell) -> NovaCell:
     """The database of cell1, with a host that is mapped to it."""
     store.create_host("a", cell_id=cell1.id)
-    return one.add_hosts(["a"], mapped=1)
+    return nova1.add_hosts(["a"], mapped=1)
 
 
-def test_delete(manage: Manage, at_home: NovaCell, cell1: Cell, store: Store) -> None:
+def test_delete(cell_v2: Manage, at_home: NovaCell, cell1: Cell, store: Store) -> None:
     """A host is deleted without a word, and found again by the next discovery."""
-    answer = manage("delete_host", "--cell_uuid", cell1.uuid, "--host", "a")
+    answer = cell_v2("delete_host", "--cell_uuid", cell1.uuid, "--host", "a")
     assert answer[:2] == (0, "")
     assert (notes(answer), store.list_hosts(), at_home.marks()) == ([], [], {"a": 0})
-    assert manage("discover_hosts", "--strict").exit_code == 0
+    assert cell_v2("discover_hosts", "--strict").exit_code == 0
 
 
-def test_delete_dry(manage: Manage, at_home: NovaCell, cell1: Cell, store: Store) -> None:
+def test_delete_dry(cell_v2: Manage, at_home: NovaCell, cell1: Cell, store: Store) -> None:
     """A dry run only says that it can be done."""
-    answer = manage("delete_host", "--cell_uuid", cell1.uuid, "--host", "a", "--dry-run")
+    answer = cell_v2("delete_host", "--cell_uuid", cell1.uuid, "--host", "a", "--dry-run")
     assert answer[:2] == (0, "host 'a' would be forgotten\n")
     assert (len(store.list_hosts()), at_home.marks()) == (1, {"a": 1})
 
 
-def test_delete_as_json(manage: Manage, at_home: NovaCell, cell1: Cell) -> None:
+def test_delete_as_json(cell_v2: Manage, at_home: NovaCell, cell1: Cell) -> None:
     """What was done is there as a row."""
-    answer = manage("delete_host", "--cell_uuid", cell1.uuid, "--host", "a", "-f", "json")
+    answer = cell_v2("delete_host", "--cell_uuid", cell1.uuid, "--host", "a", "-f", "json")
     assert table(answer) == [{"Hostname": "a", "Cell UUID": cell1.uuid, "Outcome": "deleted"}]
 
 
-def test_delete_exit_codes(manage: Manage, at_home: NovaCell, cell1: Cell, cell2: Cell) -> None:
+def test_delete_exit_codes(cell_v2: Manage, at_home: NovaCell, cell1: Cell, cell2: Cell) -> None:
     """Each reason to refuse has the exit code that nova-manage has for it, and is one line."""
 
     def refusal(cell_uuid: str, host: str) -> tuple[int, list[str]]:
-        answer = manage("delete_host", "--cell_uuid", cell_uuid, "--host", host)
+        answer = cell_v2("delete_host", "--cell_uuid", cell_uuid, "--host", host)
         assert answer.out == ""
         return answer.exit_code, notes(answer)
 
@@ -279,12 +246,12 @@ def test_delete_exit_codes(manage: Manage, at_home: NovaCell, cell1: Cell, cell2
 
 
 def test_delete_where_the_cell_is_down(
-    manage: Manage, new_cell: Callable[..., Cell], store: Store, tmp_path: Path
+    cell_v2: Manage, new_cell: Callable[..., Cell], store: Store, tmp_path: Path
 ) -> None:
     """Where nobody knows whether the host is empty that is said, with what to do."""
     cell = new_cell("cell9", database_connection=f"sqlite:///{tmp_path}/none/there.sqlite")
     store.create_host("a", cell_id=cell.id)
-    answer = manage("delete_host", "--cell_uuid", cell.uuid, "--host", "a")
+    answer = cell_v2("delete_host", "--cell_uuid", cell.uuid, "--host", "a")
     assert (answer.exit_code, notes(answer)) == (
         255,
         [
@@ -296,10 +263,10 @@ def test_delete_where_the_cell_is_down(
 
 
 @pytest.mark.parametrize("command", ["discover_hosts", "list_hosts"])
-def test_without_tables(manage: Manage, store: Store, command: str) -> None:
+def test_without_tables(cell_v2: Manage, store: Store, command: str) -> None:
     """Before the API database has its tables a command says how it gets them."""
     models.metadata.drop_all(store.engine)
-    answer = manage(command)
+    answer = cell_v2(command)
     assert (answer.exit_code, notes(answer)) == (
         255,
         ["cellmw-manage: the API database has no tables for cells yet: run `cellmw-manage api_db sync`"],

@@ -13,20 +13,16 @@ from sqlalchemy import event, insert
 
 from cellmw import engines
 from cellmw.admin import instance_mapping
-from cellmw.store import InstanceMapping, Store, migrations
+from cellmw.store import InstanceMapping, Store
 from cellmw.store.instances import NOVA_MARKER
 from cellmw.store.models import instance_mappings, progress
-from tests.commands import run
 from tests.nova_cell import NovaCell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from cellmw.cell import Cell
-    from tests.commands import Answer
-
-    Manage = Callable[..., Answer]
+    from tests.commands import Manage
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
@@ -39,37 +35,9 @@ def uuids(number: int) -> list[str]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """The API database behind the commands."""
-    with Store(engines.make_engine(f"sqlite:///{tmp_path}/api.sqlite", {}, pre_ping=False)) as store:
-        migrations.sync(store.engine)
-        yield store
-
-
-@pytest.fixture
-def manage(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Manage:
-    """Runs a command of the family."""
-    path = tmp_path / "cellmw.conf"
-    path.write_text(f"[api_database]\nconnection = sqlite:///{tmp_path}/api.sqlite\n")
-    return partial(run, capsys, path, "cell_v2")
-
-
-@pytest.fixture
-def map_cell1(manage: Manage, cell1: Cell) -> Manage:
+def map_cell1(cell_v2: Manage, cell1: Cell) -> Manage:
     """Maps the instances of cell1."""
-    return partial(manage, "map_instances", "--cell_uuid", cell1.uuid)
-
-
-@pytest.fixture
-def one(cell1: Cell) -> NovaCell:
-    """The database of cell1."""
-    return NovaCell(cell1.reveal_database_connection())
-
-
-@pytest.fixture
-def two(cell2: Cell) -> NovaCell:
-    """The database of cell2."""
-    return NovaCell(cell2.reveal_database_connection())
+    return partial(cell_v2, "map_instances", "--cell_uuid", cell1.uuid)
 
 
 def mapped(store: Store) -> dict[str, InstanceMapping]:
@@ -80,10 +48,10 @@ def mapped(store: Store) -> dict[str, InstanceMapping]:
 # --- cell_v2 map_instances
 
 
-def test_all_are_mapped(store: Store, map_cell1: Manage, cell1: Cell, one: NovaCell) -> None:
+def test_all_are_mapped(store: Store, map_cell1: Manage, cell1: Cell, nova1: NovaCell) -> None:
     """Every instance gets a mapping with its cell, project and user; nothing is said of its deletion, as in Nova."""
     living, deleted = uuids(3), uuids(2)
-    one.add_instances(living, project_id="p1", user_id="u1").add_instances(deleted, deleted=1)
+    nova1.add_instances(living, project_id="p1", user_id="u1").add_instances(deleted, deleted=1)
     answer = map_cell1()
     assert answer.exit_code == 0
     assert mapped(store) == {each: InstanceMapping(each, cell1.id, "p1", "u1", False) for each in living} | {
@@ -93,22 +61,22 @@ def test_all_are_mapped(store: Store, map_cell1: Manage, cell1: Cell, one: NovaC
     assert answer.out.endswith("that was all of them\n")
 
 
-def test_hidden_ones_are_not_mapped(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_hidden_ones_are_not_mapped(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """The copy of an instance that is on its way between two cells gets no mapping."""
-    one.add_instances(uuids(1), hidden=True)
+    nova1.add_instances(uuids(1), hidden=True)
     assert map_cell1().exit_code == 0
     assert mapped(store) == {}
 
 
-def test_empty_cell(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_empty_cell(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """A cell without instances has all of them mapped."""
     assert (map_cell1().exit_code, mapped(store)) == (0, {})
 
 
-def test_again(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_again(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """Once all are mapped the next run begins anew, and finds what has lost its mapping since then."""
     found = uuids(3)
-    one.add_instances(found)
+    nova1.add_instances(found)
     map_cell1()
     store.delete_instance(found[0])
     answer = map_cell1("-f", "json")
@@ -117,10 +85,10 @@ def test_again(store: Store, map_cell1: Manage, one: NovaCell) -> None:
     assert mapped(store).keys() == set(found)
 
 
-def test_max_count(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_max_count(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """With --max-count it exits with 1 as long as there may be more, and each run goes on where the last has ended."""
     found = uuids(5)
-    one.add_instances(found)
+    nova1.add_instances(found)
     codes, counts = [], []
     for _ in range(3):
         codes.append(map_cell1("--max-count", "2").exit_code)
@@ -128,66 +96,66 @@ def test_max_count(store: Store, map_cell1: Manage, one: NovaCell) -> None:
     assert (codes, counts) == ([1, 1, 0], [2, 4, 5])
 
 
-def test_max_count_to_the_last(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_max_count_to_the_last(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """As in nova-manage, that the count was just enough shows in the next run only."""
-    one.add_instances(uuids(2))
+    nova1.add_instances(uuids(2))
     answers = [map_cell1("--max-count", "2") for _ in range(2)]
     assert [answer.exit_code for answer in answers] == [1, 0]
     assert "2 of 2 instances" in answers[0].err
 
 
-def test_progress_of_max_count(map_cell1: Manage, one: NovaCell) -> None:
+def test_progress_of_max_count(map_cell1: Manage, nova1: NovaCell) -> None:
     """With --max-count that is how many there are to deal with."""
-    one.add_instances(uuids(3))
+    nova1.add_instances(uuids(3))
     assert "2 of 2 instances" in map_cell1("--max-count", "2").err
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "some", "1.5", ""])
-def test_max_count_that_is_none(map_cell1: Manage, one: NovaCell, count: str) -> None:
+def test_max_count_that_is_none(map_cell1: Manage, nova1: NovaCell, count: str) -> None:
     """What is no number of instances exits with 127, as in nova-manage."""
     answer = map_cell1(f"--max-count={count}")
     assert (answer.exit_code, answer.out, answer.err.count("\n")) == (127, "", 1)
 
 
 def test_in_batches(
-    store: Store, map_cell1: Manage, cell1: Cell, one: NovaCell, monkeypatch: pytest.MonkeyPatch
+    store: Store, map_cell1: Manage, cell1: Cell, nova1: NovaCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch is mapped in one transaction with how far it is; when all are mapped nothing of that is left."""
     monkeypatch.setattr(instance_mapping.InstanceMapper.batches, "__defaults__", (None, 2))
-    one.add_instances(uuids(5))
+    nova1.add_instances(uuids(5))
     assert map_cell1().exit_code == 0
     assert len(mapped(store)) == 5
     assert store.find_progress(f"map_instances/{cell1.uuid}") is None
 
 
-def test_reset_is_remembered(store: Store, map_cell1: Manage, cell1: Cell, one: NovaCell) -> None:
+def test_reset_is_remembered(store: Store, map_cell1: Manage, cell1: Cell, nova1: NovaCell) -> None:
     """A run with --reset that is interrupted before its first batch has begun anew all the same."""
-    one.add_instances(uuids(3))
+    nova1.add_instances(uuids(3))
     map_cell1("--max-count", "2")
-    one.run("DROP TABLE instances")
+    nova1.run("DROP TABLE instances")
     assert map_cell1("--reset").exit_code == 255
     assert store.find_progress(f"map_instances/{cell1.uuid}") is None
 
 
 def test_each_cell_has_its_own_place(
-    store: Store, manage: Manage, map_cell1: Manage, cell2: Cell, one: NovaCell, two: NovaCell
+    store: Store, cell_v2: Manage, map_cell1: Manage, cell2: Cell, nova1: NovaCell, nova2: NovaCell
 ) -> None:
     """A run for another cell neither begins where one was interrupted, nor makes that one begin anew."""
     first, second = uuids(4), uuids(3)
-    one.add_instances(first)
-    two.add_instances(second)
+    nova1.add_instances(first)
+    nova2.add_instances(second)
     map_cell1("--max-count", "2")
-    assert manage("map_instances", "--cell_uuid", cell2.uuid).exit_code == 0
+    assert cell_v2("map_instances", "--cell_uuid", cell2.uuid).exit_code == 0
     assert mapped(store).keys() == {*first[:2], *second}
     answer = map_cell1("-f", "json")
     assert json.loads(answer.out)[0]["Instances"] == 2
     assert mapped(store).keys() == {*first, *second}
 
 
-def test_reset(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_reset(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """--reset begins anew, wherever an earlier run was interrupted."""
     found = uuids(3)
-    one.add_instances(found)
+    nova1.add_instances(found)
     map_cell1("--max-count", "2")
     store.delete_instance(found[0])
     assert map_cell1("--max-count", "1", "--reset").exit_code == 1
@@ -195,10 +163,10 @@ def test_reset(store: Store, map_cell1: Manage, one: NovaCell) -> None:
     assert json.loads(map_cell1("-f", "json").out)[0]["Instances"] == 2
 
 
-def test_dry_run(store: Store, map_cell1: Manage, cell1: Cell, one: NovaCell) -> None:
+def test_dry_run(store: Store, map_cell1: Manage, cell1: Cell, nova1: NovaCell) -> None:
     """A dry run says what would be mapped from where an earlier run has ended, and leaves that as it is."""
     found = uuids(4)
-    one.add_instances(found)
+    nova1.add_instances(found)
     map_cell1("--max-count", "1")
     before = store.find_progress(f"map_instances/{cell1.uuid}")
     store.create_instance(found[1], project_id="p", cell_id=cell1.id)
@@ -213,10 +181,10 @@ def test_dry_run(store: Store, map_cell1: Manage, cell1: Cell, one: NovaCell) ->
     assert store.find_progress(f"map_instances/{cell1.uuid}") == before
 
 
-def test_rows_without_a_project(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_rows_without_a_project(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """Instances of no project are counted, the first ones named, and all others mapped; it exits with 3."""
     nobodys, others = uuids(7), uuids(2)
-    one.add_instances(others[:1]).add_instances(nobodys, project_id=None).add_instances(others[1:])
+    nova1.add_instances(others[:1]).add_instances(nobodys, project_id=None).add_instances(others[1:])
     answer = map_cell1()
     assert answer.exit_code == 3
     assert mapped(store).keys() == set(others)
@@ -225,24 +193,26 @@ def test_rows_without_a_project(store: Store, map_cell1: Manage, one: NovaCell) 
     assert nobodys[5] not in answer.err
 
 
-def test_rows_without_a_project_of_earlier_runs(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_rows_without_a_project_of_earlier_runs(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """What could not be mapped before an interruption is told of at the end, and is no reason to exit with 3 before."""
     nobodys = uuids(2)
-    one.add_instances(nobodys[:1], project_id=None).add_instances(uuids(1)).add_instances(nobodys[1:], project_id=None)
+    nova1.add_instances(nobodys[:1], project_id=None).add_instances(uuids(1)).add_instances(
+        nobodys[1:], project_id=None
+    )
     assert map_cell1("--max-count", "2").exit_code == 1
     answer = map_cell1()
     assert answer.exit_code == 3
     assert "2 instances can't be mapped" in answer.err
     assert ", ".join(nobodys) in answer.err
-    one.run("UPDATE instances SET project_id = 'p'")
+    nova1.run("UPDATE instances SET project_id = 'p'")
     assert map_cell1().exit_code == 0
     assert mapped(store).keys() >= set(nobodys)
 
 
-def test_mapped_to_another_cell(store: Store, map_cell1: Manage, cell1: Cell, cell2: Cell, one: NovaCell) -> None:
+def test_mapped_to_another_cell(store: Store, map_cell1: Manage, cell1: Cell, cell2: Cell, nova1: NovaCell) -> None:
     """What is mapped to another cell, or to none yet, stays so, and is pointed out."""
     elsewhere, building, here = uuids(3)
-    one.add_instances([elsewhere, building, here])
+    nova1.add_instances([elsewhere, building, here])
     store.create_instance(elsewhere, project_id="p", cell_id=cell2.id)
     store.create_instance(building, project_id="p")
     store.create_instance(here, project_id="p", cell_id=cell1.id)
@@ -255,9 +225,9 @@ def test_mapped_to_another_cell(store: Store, map_cell1: Manage, cell1: Cell, ce
     assert [mapped(store)[each].cell_id for each in (elsewhere, building)] == [cell2.id, None]
 
 
-def test_unknown_cell(manage: Manage) -> None:
+def test_unknown_cell(cell_v2: Manage) -> None:
     """A cell that is not recorded exits with 255, as in nova-manage, and in one line."""
-    answer = manage("map_instances", "--cell_uuid", NOBODY)
+    answer = cell_v2("map_instances", "--cell_uuid", NOBODY)
     assert (answer.exit_code, answer.err) == (255, f"cellmw-manage: no cell '{NOBODY}' is recorded\n")
 
 
@@ -268,27 +238,27 @@ def test_cell_without_the_table(map_cell1: Manage) -> None:
     assert "[cellmw_tables] instances_table" in answer.err
 
 
-def test_api_database_that_was_never_synced(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_api_database_that_was_never_synced(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """Without the table that keeps how far it is, as in a database of Nova's alone, all are mapped at once."""
     progress.drop(store.engine)
-    one.add_instances(uuids(2))
+    nova1.add_instances(uuids(2))
     assert map_cell1("--reset").exit_code == 0
     assert len(mapped(store)) == 2
 
 
-def test_part_where_no_place_is_kept(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_part_where_no_place_is_kept(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """Where a part is asked for the table has to be there: it says how to make it, and maps nothing."""
     progress.drop(store.engine)
-    one.add_instances(uuids(2))
+    nova1.add_instances(uuids(2))
     answer = map_cell1("--max-count", "1")
     assert (answer.exit_code, answer.err.count("\n"), mapped(store)) == (255, 1, {})
     assert "`cellmw-manage api_db sync`" in answer.err
 
 
-def test_novas_marker(store: Store, map_cell1: Manage, one: NovaCell) -> None:
+def test_novas_marker(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """Where nova-manage was interrupted is no instance, and stays there for nova-manage; --reset is for both."""
     found = uuids(3)
-    one.add_instances(found)
+    nova1.add_instances(found)
     marker = found[0].replace("-", " ")
     store.create_instance(marker, project_id=NOVA_MARKER, user_id=NOVA_MARKER)
     assert map_cell1().exit_code == 0
@@ -300,11 +270,11 @@ def test_novas_marker(store: Store, map_cell1: Manage, one: NovaCell) -> None:
     assert store.find_instance(marker) is None
 
 
-def test_ctrl_c(store: Store, map_cell1: Manage, one: NovaCell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c(store: Store, map_cell1: Manage, nova1: NovaCell, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C leaves whole batches, says how far it is, and the next run goes on there."""
     monkeypatch.setattr(instance_mapping.InstanceMapper.batches, "__defaults__", (None, 2))
     found = uuids(7)
-    one.add_instances(found)
+    nova1.add_instances(found)
     inserts = 0
 
     def interrupt(connection: object, cursor: object, statement: str, *rest: object) -> None:
@@ -334,24 +304,24 @@ def test_ctrl_c(store: Store, map_cell1: Manage, one: NovaCell, monkeypatch: pyt
 
 
 @pytest.fixture
-def verify(manage: Manage) -> Manage:
+def verify(cell_v2: Manage) -> Manage:
     """Verifies an instance."""
-    return partial(manage, "verify_instance", "--uuid")
+    return partial(cell_v2, "verify_instance", "--uuid")
 
 
-def test_instance_in_its_cell(store: Store, verify: Manage, cell1: Cell, one: NovaCell) -> None:
+def test_instance_in_its_cell(store: Store, verify: Manage, cell1: Cell, nova1: NovaCell) -> None:
     """An instance that is where it is mapped to exits with 0; its uuid may be written in capitals."""
     (found,) = uuids(1)
-    one.add_instances([found])
+    nova1.add_instances([found])
     store.create_instance(found, project_id="p", cell_id=cell1.id)
     assert verify(found) == (0, f"instance {found} is in cell {cell1.uuid} (cell1)\n", "")
     assert verify(found.upper()).exit_code == 0
 
 
-def test_hidden_instance(store: Store, verify: Manage, cell1: Cell, one: NovaCell) -> None:
+def test_hidden_instance(store: Store, verify: Manage, cell1: Cell, nova1: NovaCell) -> None:
     """An instance that is on its way between two cells is in the cell all the same, as in Nova."""
     (found,) = uuids(1)
-    one.add_instances([found], hidden=True)
+    nova1.add_instances([found], hidden=True)
     store.create_instance(found, project_id="p", cell_id=cell1.id)
     assert verify(found).exit_code == 0
 
@@ -369,16 +339,16 @@ def test_instance_without_a_cell(store: Store, verify: Manage) -> None:
     assert verify(NOBODY).exit_code == 2
 
 
-def test_deleted_instance(store: Store, verify: Manage, cell1: Cell, one: NovaCell) -> None:
+def test_deleted_instance(store: Store, verify: Manage, cell1: Cell, nova1: NovaCell) -> None:
     """An instance whose row is there as a deleted one exits with 3."""
     (found,) = uuids(1)
-    one.add_instances([found], deleted=1)
+    nova1.add_instances([found], deleted=1)
     store.create_instance(found, project_id="p", cell_id=cell1.id)
     answer = verify(found)
     assert (answer.exit_code, "was deleted" in answer.out) == (3, True)
 
 
-def test_instance_that_is_gone(store: Store, verify: Manage, cell1: Cell, one: NovaCell, two: NovaCell) -> None:
+def test_instance_that_is_gone(store: Store, verify: Manage, cell1: Cell, nova1: NovaCell, nova2: NovaCell) -> None:
     """An instance that is in no cell any more exits with 4."""
     store.create_instance(NOBODY, project_id="p", cell_id=cell1.id)
     answer = verify(NOBODY)
@@ -387,11 +357,11 @@ def test_instance_that_is_gone(store: Store, verify: Manage, cell1: Cell, one: N
 
 
 def test_instance_in_another_cell(
-    store: Store, verify: Manage, cell1: Cell, cell2: Cell, one: NovaCell, two: NovaCell
+    store: Store, verify: Manage, cell1: Cell, cell2: Cell, nova1: NovaCell, nova2: NovaCell
 ) -> None:
     """An instance that is in another cell than it is mapped to exits with 4, as in Nova, and is told where it is."""
     (found,) = uuids(1)
-    two.add_instances([found])
+    nova2.add_instances([found])
     store.create_instance(found, project_id="p", cell_id=cell1.id)
     answer = verify(found)
     assert answer.exit_code == 4
@@ -400,7 +370,7 @@ def test_instance_in_another_cell(
 
 
 def test_instance_that_may_be_where_nobody_answers(
-    store: Store, verify: Manage, cell1: Cell, cell2: Cell, one: NovaCell
+    store: Store, verify: Manage, cell1: Cell, cell2: Cell, nova1: NovaCell
 ) -> None:
     """A cell that does not answer, when an instance is looked for everywhere, is named."""
     store.create_instance(NOBODY, project_id="p", cell_id=cell1.id)
@@ -431,7 +401,7 @@ def test_cell_without_a_record(store: Store, verify: Manage) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["-f", "json"]])
-def test_quiet(store: Store, verify: Manage, cell1: Cell, one: NovaCell, two: NovaCell, options: list[str]) -> None:
+def test_quiet(store: Store, verify: Manage, cell1: Cell, nova1: NovaCell, nova2: NovaCell, options: list[str]) -> None:
     """With --quiet nothing is printed."""
     assert verify(NOBODY, "--quiet", *options) == (1, "", "")
     store.create_instance(NOBODY, project_id="p", cell_id=cell1.id)

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cellmw.cell import Cell
-    from tests.commands import Answer
-
-    Manage = Callable[..., Answer]
+    from tests.commands import Answer, Manage
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
