@@ -37,6 +37,7 @@ from cellmw.credentials import Credentials, KeyRepository
 from cellmw.engines import make_engine
 from cellmw.store import Store, migrations, models
 from tests.conftest import found
+from tests.nova_cell import compute_nodes, instances, metadata, services
 from tests.operator.walkthrough import Chapter, PageBroken, Shell, read
 from tests.servers import ServerMissing, mariadb_database, postgresql_database, private_mariadb, private_postgresql
 from tests.servers.addresses import administration
@@ -105,38 +106,6 @@ URLS = {
 """As they are recorded, in the words of the page."""
 
 LONG_AGO = datetime.datetime(2026, 1, 1)
-
-metadata = sa.MetaData()
-
-instances = sa.Table(
-    "instances",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("uuid", sa.String(36), nullable=False),
-    sa.Column("project_id", sa.String(255)),
-    sa.Column("user_id", sa.String(255)),
-    sa.Column("host", sa.String(255)),
-    sa.Column("hidden", sa.Boolean),
-    sa.Column("deleted", sa.Integer),
-)
-
-compute_nodes = sa.Table(
-    "compute_nodes",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("host", sa.String(255)),
-    sa.Column("mapped", sa.Integer),
-    sa.Column("deleted", sa.Integer),
-)
-
-services = sa.Table(
-    "services",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("host", sa.String(255)),
-    sa.Column("binary", sa.String(255)),
-    sa.Column("deleted", sa.Integer),
-)
 
 
 class Servers:
