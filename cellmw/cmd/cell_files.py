@@ -53,8 +53,11 @@ class Export(Command):
         with self.open_store() as store:
             cells = store.list_cells()
         try:
-            write = _check if parsed_args.dry_run else _write
-            write(path, cells_file.as_text(cells, form), replace=parsed_args.force)
+            text = cells_file.as_text(cells, form)
+            if parsed_args.dry_run:
+                _check(path, replace=parsed_args.force)
+            else:
+                _write(path, text, replace=parsed_args.force)
         except (CellMisconfigured, ConfigError) as error:
             raise Refused(f"what is recorded can't be in a file: {error}") from None
         except FileExistsError:
@@ -110,7 +113,7 @@ class Import(Command):
         )
 
 
-def _check(path: Path, text: str, *, replace: bool) -> None:
+def _check(path: Path, *, replace: bool) -> None:
     """Check that there can be such a file.
 
     :raises FileExistsError: if it is there already, unless it is to be replaced
@@ -131,7 +134,7 @@ def _write(path: Path, text: str, *, replace: bool) -> None:
     :raises FileExistsError: if it is there already, unless it is to be replaced
     :raises Refused: if it is there and is no file
     """
-    _check(path, text, replace=replace)
+    _check(path, replace=replace)
     descriptor, name = tempfile.mkstemp(prefix=".", dir=path.parent)
     temporary = Path(name)
     try:
