@@ -4,8 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from typing import TYPE_CHECKING
 
 from cellmw.admin import ini
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PATIENCE = 5.0
 """Seconds after which a command gives up on a server that does not answer."""
@@ -66,8 +71,20 @@ def take_patience(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a number of things, which has to be this one or more."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (number := int(text)) >= least:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, or less than {least}")
+
+    return read
+
+
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError("it has to be more than 0")
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, or not above 0")

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from cellmw.admin import budget, ini
-from cellmw.cmd.arguments import take_ini, take_patience
+from cellmw.cmd.arguments import at_least, take_ini, take_patience
 from cellmw.cmd.command import Command, Report, note
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
 _UNLIMITED = "unlimited, as far as is known"
@@ -28,11 +28,13 @@ class Budget(Command):
         """Take the workers."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
-            "--processes", metavar="<count>", type=_count, required=True, help="worker processes on each host"
+            "--processes", metavar="<count>", type=at_least(1), required=True, help="worker processes on each host"
         )
-        parser.add_argument("--threads", metavar="<count>", type=_count, required=True, help="threads in each process")
         parser.add_argument(
-            "--hosts", metavar="<count>", type=_count, default=1, help="hosts with so many processes (default: 1)"
+            "--threads", metavar="<count>", type=at_least(1), required=True, help="threads in each process"
+        )
+        parser.add_argument(
+            "--hosts", metavar="<count>", type=at_least(1), default=1, help="hosts with so many processes (default: 1)"
         )
         take_ini(parser)
         take_patience(parser)
@@ -78,13 +80,6 @@ def _name(server: budget.Server) -> str:
 
 def _owners(server: budget.Server) -> str:
     return ", ".join(pool.of for pool in server.pools)
-
-
-def _count(value: str) -> int:
-    count = int(value)
-    if count < 1:
-        raise argparse.ArgumentTypeError("it has to be 1 or more")
-    return count
 
 
 COMMANDS: dict[str, type[Command]] = {"budget": Budget}

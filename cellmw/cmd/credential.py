@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmw import cells_file, deploy
+from cellmw.cmd.arguments import at_least
 from cellmw.cmd.command import Command, Refused, Report, note
 from cellmw.credentials import Credentials, KeyRepository, is_encrypted, key_id
 from cellmw.credentials.keys import MAX_ACTIVE_KEYS
@@ -15,6 +15,7 @@ from cellmw.exceptions import CellChanged, CellExists, CellMisconfigured, CellNo
 from cellmw.store import migrations
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
     from cellmw.cell import Cell
@@ -81,7 +82,7 @@ class Rotate(_KeysCommand):
             "--max-active-keys",
             "--max_active_keys",
             metavar="<number>",
-            type=_two_or_more,
+            type=at_least(2),
             default=MAX_ACTIVE_KEYS,
             help=f"how many keys are left, the staged and the primary one included (default: {MAX_ACTIVE_KEYS})",
         )
@@ -200,13 +201,6 @@ def _change(store: Store, cell: Cell, wanted: Callable[[str], str], doing: str, 
 
 def _names(columns: tuple[str, ...]) -> str:
     return " and ".join(_COLUMNS[column] for column in columns) + " " * bool(columns)
-
-
-def _two_or_more(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError("there have to be a staged and a primary key")
-    return number
 
 
 def _stored(cell: Cell) -> Iterator[tuple[str, str]]:

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
-import math
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from cellmw.admin.doctor import CHECKS, NO_CELL, Diagnosis, Examination, Finding, Severity
+from cellmw.cmd.arguments import take_patience
 from cellmw.cmd.command import Command, Refused, Report
 from cellmw.log import masked
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
 _COLUMNS = ("Severity", "Cell", "Check", "What", "What to do")
@@ -38,13 +38,7 @@ class Doctor(Command):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Take which checks to do, and what they need."""
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            "--timeout",
-            metavar="<seconds>",
-            type=_seconds,
-            default=5.0,
-            help="how long each server has for its answer (default: 5)",
-        )
+        take_patience(parser)
         parser.add_argument(
             "--service-config",
             "--service_config",
@@ -71,7 +65,7 @@ class Doctor(Command):
         if not checks:
             raise Refused("no check is left: leave out a --skip")
         examination = Examination(
-            self.app.conf, timeout=parsed_args.timeout, checks=checks, service_configs=parsed_args.service_config
+            self.app.conf, timeout=parsed_args.patience, checks=checks, service_configs=parsed_args.service_config
         )
         with quiet(unless=self.app.conf.debug):
             diagnosis = examination.run()
@@ -126,13 +120,6 @@ def _summary(diagnosis: Diagnosis) -> str:
 
 def _counted(count: int, what: object) -> str:
     return f"1 {what}" if count == 1 else f"{count} {what}s"
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
-    return seconds
 
 
 COMMANDS: dict[str, type[Command]] = {"doctor": Doctor}
