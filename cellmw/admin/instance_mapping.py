@@ -41,6 +41,7 @@ class InstanceMapper:
     :ivar total: how many there are to deal with
     :ivar done: how many were dealt with
     :ivar mapped: how many of these were mapped, or would have been
+    :ivar unchanged: how many were mapped to this cell already
     :ivar elsewhere: how many were mapped already, but not to this cell
     :ivar without_project: how many can't be mapped as they belong to no project, those of earlier runs that were
         interrupted included
@@ -59,7 +60,7 @@ class InstanceMapper:
         self._dry_run = dry_run
         self._task: str | None = f"map_instances/{cell.uuid}"
         self._after: Any = None
-        self.total = self.done = self.mapped = self.elsewhere = self.without_project = 0
+        self.total = self.done = self.mapped = self.unchanged = self.elsewhere = self.without_project = 0
         self.named: list[str] = []
         self.complete = False
 
@@ -131,7 +132,9 @@ class InstanceMapper:
             there = self._cells.store.map_instances(mappings, task=self._task, position=position)
         self._after, self.without_project, self.named = after, without_project, named
         self.mapped += len(mappings) - len(there)
-        self.elsewhere += sum(mapping.cell_id != self._cell.id for mapping in there)
+        here = sum(mapping.cell_id == self._cell.id for mapping in there)
+        self.unchanged += here
+        self.elsewhere += len(there) - here
 
 
 class Whereabouts(NamedTuple):

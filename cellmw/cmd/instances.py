@@ -125,7 +125,6 @@ def _remark(mapper: InstanceMapper, cell: Cell) -> None:
 
 
 def _mapped(mapper: InstanceMapper, cell: Cell, progress: Progress, dry_run: bool) -> Report:
-    there = mapper.done - mapper.mapped - mapper.elsewhere
     code = MORE
     if mapper.complete:
         code = WITHOUT_PROJECT if mapper.without_project else 0
@@ -135,8 +134,8 @@ def _mapped(mapper: InstanceMapper, cell: Cell, progress: Progress, dry_run: boo
     )
     line += "that was all of them" if mapper.complete else "there may be more: run it again"
     columns = ("Cell UUID", "Instances", "Mapped", "Unchanged", "Elsewhere", "Without project", "Rate", "Complete")
-    numbers = (mapper.done, mapper.mapped, there, mapper.elsewhere, mapper.without_project, round(progress.rate))
-    row = (cell.uuid, *numbers, mapper.complete)
+    counts = (mapper.done, mapper.mapped, mapper.unchanged, mapper.elsewhere, mapper.without_project)
+    row = (cell.uuid, *counts, round(progress.rate), mapper.complete)
     return Report(columns, [row], [line], code)
 
 

@@ -196,9 +196,8 @@ def test_rows_without_a_project(store: Store, map_cell1: Manage, nova1: NovaCell
 def test_rows_without_a_project_of_earlier_runs(store: Store, map_cell1: Manage, nova1: NovaCell) -> None:
     """What could not be mapped before an interruption is told of at the end, and is no reason to exit with 3 before."""
     nobodys = uuids(2)
-    nova1.add_instances(nobodys[:1], project_id=None).add_instances(uuids(1)).add_instances(
-        nobodys[1:], project_id=None
-    )
+    nova1.add_instances(nobodys[:1], project_id=None).add_instances(uuids(1))
+    nova1.add_instances(nobodys[1:], project_id=None)
     assert map_cell1("--max-count", "2").exit_code == 1
     answer = map_cell1()
     assert answer.exit_code == 3
@@ -207,6 +206,15 @@ def test_rows_without_a_project_of_earlier_runs(store: Store, map_cell1: Manage,
     nova1.run("UPDATE instances SET project_id = 'p'")
     assert map_cell1().exit_code == 0
     assert mapped(store).keys() >= set(nobodys)
+
+
+def test_rows_without_a_project_are_not_unchanged(map_cell1: Manage, nova1: NovaCell) -> None:
+    """What has no mapping, and gets none, is not counted as mapped already."""
+    nova1.add_instances(uuids(2), project_id=None).add_instances(uuids(3))
+    (row,) = json.loads(map_cell1("-f", "json").out)
+    assert (row["Instances"], row["Mapped"], row["Unchanged"], row["Without project"]) == (5, 3, 0, 2)
+    (row,) = json.loads(map_cell1("-f", "json").out)
+    assert (row["Instances"], row["Mapped"], row["Unchanged"], row["Without project"]) == (5, 0, 3, 2)
 
 
 def test_mapped_to_another_cell(store: Store, map_cell1: Manage, cell1: Cell, cell2: Cell, nova1: NovaCell) -> None:
