@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from cellmw.cells import Cells
     from cellmw.store import InstanceMapping
 
+CHANGED = "changed meanwhile"
+"""What became of an instance whose mapping somebody else has changed."""
+
 _SLACK = 2.0
 """Seconds that a worker may take to read what it reads anew once in ``refresh_interval``."""
 
@@ -69,13 +72,13 @@ class Moved(NamedTuple):
     """What became of one instance.
 
     :ivar before: the id of the cell that it was mapped to, None where it was being built
-    :ivar state: ``moved``; ``unchanged`` where it was mapped to the cell already; ``changed`` where somebody else has
-        changed the mapping meanwhile, and it was left at that
+    :ivar outcome: ``moved``; ``unchanged`` where it was mapped to the cell already; :data:`CHANGED` where somebody else
+        has changed the mapping, and it was left at that
     """
 
     instance_uuid: str
     before: int | None
-    state: str
+    outcome: str
 
 
 class Move:
@@ -136,8 +139,10 @@ class Move:
         changes = [(mapping, mapping._replace(cell_id=there)) for mapping in moving]
         was_so = dict(zip(moving, self._cells.store.change_instances(changes), strict=True))
         self._cells.mappings.forget_all(self._held)
-        states = {None: "unchanged", True: "moved", False: "changed"}
-        return [Moved(mapping.instance_uuid, mapping.cell_id, states[was_so.get(mapping)]) for mapping in self.mappings]
+        outcomes = {None: "unchanged", True: "moved", False: CHANGED}
+        return [
+            Moved(mapping.instance_uuid, mapping.cell_id, outcomes[was_so.get(mapping)]) for mapping in self.mappings
+        ]
 
     def let_go(self) -> None:
         """Have requests for them let through again."""

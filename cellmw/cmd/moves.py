@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cellmw.admin.access import open_cells, reading
 from cellmw.admin.cell_tables import CellTables
-from cellmw.admin.moving import Move, Pace
+from cellmw.admin.moving import CHANGED, Move, Pace
 from cellmw.cmd.arguments import take_uuid
 from cellmw.cmd.command import Command, Refused, Report, note
 from cellmw.cmd.progress import Progress
@@ -66,8 +66,8 @@ class Drain(_CellCommand):
             cell = store.get_cell(parsed_args.cell_uuid)
             if parsed_args.dry_run:
                 drained = {held.cell_uuid for held in store.list_held().cells}
-                state = "unchanged" if cell.uuid in drained else "would be drained"
-                return _report(cell, state, f"cell {cell}: {state}")
+                outcome = "unchanged" if cell.uuid in drained else "would be drained"
+                return _report(cell, outcome, f"cell {cell}: {outcome}")
             is_new = store.drain_cell(cell.uuid, parsed_args.reason)
         line = f"cell {cell} is drained"
         if not is_new:
@@ -155,9 +155,9 @@ class MoveInstance(Command):
             with Move(cells, uuids, cell, pace) as move:
                 if parsed_args.dry_run or not move.is_needed:
                     rows = [
-                        (mapping.instance_uuid, names.get(mapping.cell_id or 0), str(cell), state)
+                        (mapping.instance_uuid, names.get(mapping.cell_id or 0), str(cell), outcome)
                         for mapping in move.mappings
-                        for state in ["unchanged" if mapping.cell_id == cell.id else "would be moved"]
+                        for outcome in ["unchanged" if mapping.cell_id == cell.id else "would be moved"]
                     ]
                     return _moves(rows)
                 move.hold()
@@ -171,9 +171,9 @@ class MoveInstance(Command):
                 note(f"mapped to cell {cell}; waiting {pace.over:.0f} s until no service goes by an old mapping")
                 _wait(pace.over)
                 move.let_go()
-        rows = [(done.instance_uuid, names.get(done.before or 0), str(cell), done.state) for done in moved]
+        rows = [(done.instance_uuid, names.get(done.before or 0), str(cell), done.outcome) for done in moved]
         report = _moves(rows)
-        if any(done.state == "changed" for done in moved):
+        if any(done.outcome == CHANGED for done in moved):
             note("somebody else has changed mappings meanwhile, and they were left at that: see where they are now")
             return Report(report.columns, report.rows, report.lines, _CHANGED)
         return report
@@ -203,13 +203,13 @@ def _wait(seconds: float) -> None:
             progress.advance(round(seconds - left(deadline)) - progress.done)
 
 
-def _report(cell: Cell, state: str, line: str) -> Report:
-    return Report(("Name", "UUID", "State"), [(cell.name or "", cell.uuid, state)], [line])
+def _report(cell: Cell, outcome: str, line: str) -> Report:
+    return Report(("Name", "UUID", "Outcome"), [(cell.name or "", cell.uuid, outcome)], [line])
 
 
 def _moves(rows: Sequence[tuple[str, str | None, str, str]]) -> Report:
-    lines = [f"instance {uuid}: {state}" for uuid, _, _, state in rows]
-    return Report(("Instance", "From", "To", "State"), rows, lines)
+    lines = [f"instance {uuid}: {outcome}" for uuid, _, _, outcome in rows]
+    return Report(("Instance UUID", "From", "To", "Outcome"), rows, lines)
 
 
 def _time(moment: datetime) -> str:

@@ -108,7 +108,7 @@ def test_changed_by_somebody_else(cells: Cells, cell2: Cell) -> None:
     with Move(cells, ["a", "b"], cell2, PACE) as move:
         move.hold()
         cells.store.update_instance("a", cell_id=cell3.id)
-        assert [done.state for done in move.change()] == ["changed", "moved"]
+        assert [done.outcome for done in move.change()] == ["changed meanwhile", "moved"]
         move.let_go()
     assert (_cell_of(cells, "a"), _cell_of(cells, "b")) == ("cell3", "cell2")
 
@@ -119,14 +119,14 @@ def test_there_already(cells: Cells, cell2: Cell) -> None:
     assert [Move(cells, uuids, cell2, PACE).is_needed for uuids in (["a"], ["a", "b"])] == [False, True]
     with Move(cells, ["a", "b"], cell2, PACE) as move:
         move.hold()
-        assert [done.state for done in move.change()] == ["unchanged", "moved"]
+        assert [done.outcome for done in move.change()] == ["unchanged", "moved"]
 
 
 def test_named_twice(cells: Cells, cell2: Cell) -> None:
     """An instance that is named twice is moved once."""
     with Move(cells, ["a", "a"], cell2, PACE) as move:
         move.hold()
-        assert [done.state for done in move.change()] == ["moved"]
+        assert [done.outcome for done in move.change()] == ["moved"]
 
 
 def test_not_mapped(cells: Cells, cell2: Cell) -> None:

@@ -138,14 +138,14 @@ def test_dry_drain(manage: Manage, store: Store, cell1: Cell, drained: bool, sta
     if drained:
         store.drain_cell(cell1.uuid)
     answer = manage("cell_v2", "drain", "--cell_uuid", cell1.uuid, "--dry-run", "-f", "json")
-    assert json.loads(answer.out) == [{"Name": "cell1", "UUID": cell1.uuid, "State": state}]
+    assert json.loads(answer.out) == [{"Name": "cell1", "UUID": cell1.uuid, "Outcome": state}]
     assert bool(_drained(store)) == drained
 
 
 def test_dry_undrain(manage: Manage, store: Store, cell1: Cell) -> None:
     """So does that of undraining."""
     store.drain_cell(cell1.uuid)
-    answer = manage("cell_v2", "undrain", "--cell_uuid", cell1.uuid, "--dry-run", "-f", "value", "-c", "State")
+    answer = manage("cell_v2", "undrain", "--cell_uuid", cell1.uuid, "--dry-run", "-f", "value", "-c", "Outcome")
     assert (answer.out, len(_drained(store))) == ("would be undrained\n", 1)
 
 
@@ -168,7 +168,7 @@ def test_move(manage: Manage, store: Store, tmp_path: Path) -> None:
     """An instance whose row is in the other cell's database by now is mapped to it, and let go."""
     add_row(tmp_path, "cell2", INSTANCE)
     answer = manage("cell_v2", "move_instance", INSTANCE.upper(), "--to", "cell2", "-f", "json")
-    assert json.loads(answer.out) == [{"Instance": INSTANCE, "From": "cell1", "To": "cell2", "State": "moved"}]
+    assert json.loads(answer.out) == [{"Instance UUID": INSTANCE, "From": "cell1", "To": "cell2", "Outcome": "moved"}]
     assert (answer.exit_code, store.get_instance(INSTANCE).cell_id, store.list_held().instances) == (0, 2, ())
 
 
@@ -226,7 +226,7 @@ def test_move_of_what_somebody_else_moves(manage: Manage, store: Store, monkeypa
 
     monkeypatch.setattr(Move, "hold", hold_and_change)
     answer = manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2", "--force")
-    assert (answer.exit_code, answer.out) == (2, f"instance {INSTANCE}: changed\n")
+    assert (answer.exit_code, answer.out) == (2, f"instance {INSTANCE}: changed meanwhile\n")
     assert (store.get_instance(INSTANCE).cell_id, store.list_held().instances) == (1, ())
 
 
