@@ -31,6 +31,7 @@ def ask(
     """Ask all of them, each in a thread of the crew, and return the answers in the order of the questions.
 
     :param patience: seconds that each of them has
+    :param at_once: how many are asked at a time
     :returns: for each what it has returned or raised; a DeadlineExceeded where it was not done in time
     """
     free = threading.Semaphore(at_once)

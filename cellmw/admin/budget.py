@@ -101,9 +101,14 @@ class Server:
 
     :ivar kind: ``MariaDB or MySQL``, ``PostgreSQL``, ``RabbitMQ``, ``SQLite``
     :ivar place: host and port
-    :ivar limits: what it has said that it takes
+    :ivar workers: how many processes use it, on all hosts
+    :ivar open_cells: of how many cells a worker has something open at a time, at most; 0 for any number
+    :ivar per_cell: ``max_connections_per_cell``
+    :ivar pools: what one worker may have open there
+    :ivar limits: what it has said that it takes, that for everybody first; none where it was not asked, or is silent
     :ivar in_use: how many connections it has now; None where it was not asked, or does not say
     :ivar silence: why it has said nothing; empty where it has
+    :ivar urls: by which it is asked, with passwords; in the order of the pools, as none of a broker is asked
     """
 
     kind: str

@@ -55,6 +55,9 @@ def set_up(
     The cell is the one that is recorded with this database, or else the one that hosts of it are mapped to; that its
     URL is another then need not mean that it leads to another database. So the hosts are looked for there.
 
+    :param name: what a new cell is called, for people; only shown here
+    :param transport_url: of the service's message queue, filled in or looked up where that is needed
+    :param database_connection: of its database, likewise
     :param record: records the cell; where it returns None that was only to be tried
     :param dry_run: only say what would be done
     :raises CellUnavailable: if a new cell's database does not answer; what is wrong with one that is recorded is among

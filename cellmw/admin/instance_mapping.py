@@ -69,7 +69,10 @@ class InstanceMapper:
 
         :param reset: begin at the first instance instead; nova-manage does so next time, too
         :param max_count: how many are to be dealt with at most
-        :raises StoreUnavailable: if that is given, and there is no table to keep the place in
+        :raises CellError: if the cell's database does not answer, or its URLs can't be used
+        :raises DeadlineExceeded: if it does not in time
+        :raises ConfigError: if it has no such table or column
+        :raises StoreUnavailable: if ``max_count`` is given, and there is no table to keep the place in
         """
         store = self._cells.store
         if max_count is None and not store.keeps_progress():
@@ -91,6 +94,9 @@ class InstanceMapper:
         """Map them, and give after each batch how many were in it.
 
         :param max_count: how many to deal with at most
+        :param size: how many instances a batch has
+        :raises CellError: if the cell's database does not answer any more
+        :raises DeadlineExceeded: if it does not in time
         :raises CellNotFound: if the cell's record is gone meanwhile
         """
         while not self.complete:
@@ -157,6 +163,7 @@ def locate(cells: Cells, tables: CellTables, uuid: str) -> Whereabouts:
     """Return where this instance is; where it is not in its cell all others are looked into.
 
     :raises CellError: if the cell that it is mapped to does not answer
+    :raises DeadlineExceeded: if that does not in time
     :raises MappingDangling: if that has no record
     """
     mapping = cells.store.find_instance(uuid)

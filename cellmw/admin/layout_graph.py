@@ -67,6 +67,8 @@ class Node:
 class Edge:
     """What leads from one node to another.
 
+    :ivar source: the id of the one
+    :ivar target: the id of the other
     :ivar what: what the one has of the other
     """
 
@@ -77,7 +79,11 @@ class Edge:
 
 @dataclass
 class Graph:
-    """A deployment. Lives as long as the command. A node stands behind whatever leads to it."""
+    """A deployment. Lives as long as the command. A node stands behind whatever leads to it.
+
+    :ivar nodes: in the order in which they are drawn, the API level first
+    :ivar edges: likewise; to each node but the first leads one
+    """
 
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)

@@ -169,7 +169,10 @@ class Verification:
         )
 
     def begin(self) -> None:
-        """Count, and see which cells answer."""
+        """Count, and see which cells answer.
+
+        :raises StoreUnavailable: if the API database does not answer
+        """
         self._every = self.cells.all()
 
         def count(context: Any) -> int:
@@ -186,7 +189,10 @@ class Verification:
         self.total += sum(count for cell_id, count in mapped.items() if self._is_wanted(cell_id))
 
     def pages(self) -> Iterator[int]:
-        """Look, repair what is to be repaired, and give after each page how many were on it."""
+        """Look, repair what is to be repaired, and give after each page how many were on it.
+
+        :raises StoreUnavailable: if the API database does not answer any more; what a cell fails with is in ``silent``
+        """
         for cell in self._every:
             if self._is_wanted(cell.id):
                 yield from self._look_at_instances(cell)

@@ -41,7 +41,13 @@ _SSL_MODES = ("require", "verify-ca", "verify-full")
 
 
 def judge(cell: str, whose: str, certificate: bytes, now: datetime.datetime) -> Iterator[Finding]:
-    """Tell whether a certificate, in DER, is valid now, and for a while."""
+    """Tell whether a certificate is valid now, and for a while.
+
+    :param cell: the name of the cell
+    :param whose: what has shown it, as in ``the broker host1:5672``
+    :param certificate: in DER
+    :param now: with a time zone
+    """
     read = x509.load_der_x509_certificate(certificate)
     begins, ends = read.not_valid_before_utc, read.not_valid_after_utc
     if ends <= now:
