@@ -241,9 +241,9 @@ class _Sums:
     def _add_database(self, url: str, pool: Pool) -> None:
         backend, *place = urls.database_place(url)
         if backend == "sqlite":
-            server = self._server("SQLite", "files")
+            server = self._server(urls.server_kind(backend), "files")
         else:
-            server = self._server(_KINDS.get(str(backend), str(backend)), f"{place[0]}:{place[1]}")
+            server = self._server(urls.server_kind(backend), f"{place[0]}:{place[1]}")
             server.urls.append(url)
         server.pools.append(pool)
 
@@ -266,9 +266,6 @@ class _Sums:
         open_cells = 2 * self._settings.max_open_cells
         made = Server(kind, place, self._workers.in_all, open_cells, self._settings.max_connections_per_cell)
         return self.servers.setdefault((kind, place), made)
-
-
-_KINDS = {"mysql": "MariaDB or MySQL", "postgresql": "PostgreSQL"}
 
 
 def _size(engine: Engine) -> int:

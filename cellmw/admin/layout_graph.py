@@ -32,8 +32,6 @@ API_LEVEL = "api"
 
 API_DATABASE = "api_database"
 
-_NAMES = {"mysql": "MariaDB or MySQL", "postgresql": "PostgreSQL"}
-
 _NOTIFICATIONS = "oslo_messaging_notifications"
 
 
@@ -228,9 +226,8 @@ def _database(url: str) -> tuple[str, str]:
     except UrlRefused:
         return "", "not known"
     if backend == "sqlite":
-        return "", f"SQLite {place[0]}"
-    kind = _NAMES.get(str(backend), str(backend))
-    return f"{kind} {_harmless(place[0])}:{place[1]}", _harmless(place[2] or "")
+        return "", f"{urls.server_kind(backend)} {place[0]}"
+    return f"{urls.server_kind(backend)} {_harmless(place[0])}:{place[1]}", _harmless(place[2] or "")
 
 
 def _bus(url: str) -> tuple[str, str]:

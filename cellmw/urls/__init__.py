@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from cellmw.urls.checks import check_database_connection, check_transport_url
 from cellmw.urls.masking import MASK, mask
-from cellmw.urls.places import database_place, transport_place
+from cellmw.urls.places import database_place, server_kind, transport_place
 from cellmw.urls.templates import fields, fill_in, literal
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "fill_in",
     "literal",
     "mask",
+    "server_kind",
     "transport_place",
 ]

@@ -25,6 +25,8 @@ _PORTS = {"mysql": 3306, "postgresql": 5432}
 
 _SAME_SERVERS = {"mariadb": "mysql"}
 
+_KINDS = {"mysql": "MariaDB or MySQL", "postgresql": "PostgreSQL", "sqlite": "SQLite"}
+
 
 def transport_place(url: str) -> frozenset[tuple[str, int, str]]:
     """Return host, port and virtual host of each host; empty for ``none:///``.
@@ -70,6 +72,11 @@ def database_place(url: str) -> tuple[object, ...]:
     if backend == "sqlite":
         return backend, _file(parsed)
     return backend, _server(parsed), parsed.port or parsed.query.get("port") or _PORTS.get(backend), parsed.database
+
+
+def server_kind(server: object) -> str:
+    """Return what people call a server, as :func:`database_place` has it."""
+    return _KINDS.get(str(server), str(server))
 
 
 def _server(url: sqlalchemy.URL) -> str:

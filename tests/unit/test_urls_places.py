@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cellmw.exceptions import UrlRefused
-from cellmw.urls import database_place, transport_place
+from cellmw.urls import database_place, server_kind, transport_place
 
 QUEUES = {
     ("rabbit://u:p@Host/v%20h?ssl=true", "rabbit://x:y@host:5672/v h"): True,
@@ -58,3 +58,18 @@ def test_nowhere() -> None:
         with pytest.raises(UrlRefused) as refused:
             place(url)
         assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("mysql+pymysql://h/db", "MariaDB or MySQL"),
+        ("mariadb+pymysql://h/db", "MariaDB or MySQL"),
+        ("postgresql+psycopg://h/db", "PostgreSQL"),
+        ("sqlite://", "SQLite"),
+        ("oracle://h/db", "oracle"),
+    ],
+)
+def test_server_kind(url: str, kind: str) -> None:
+    """A server has a name for people; one that is not known is called as in its URL."""
+    assert server_kind(database_place(url)[0]) == kind
