@@ -73,7 +73,14 @@ _COMMANDS: dict[str, type[Command]] = {
 PIPE_CLOSED = 141
 """The exit code where whoever reads the output has stopped, as a shell has it."""
 
-_QUIETER = ["alembic=WARN", "oslo_db=CRITICAL", "cellmw.breaker=ERROR", "cellmw.pool=WARN", "cellmw.reaper=WARN"]
+_QUIETER = [
+    "alembic=WARN",
+    "cellmw.breaker=ERROR",
+    "cellmw.local=ERROR",
+    "cellmw.pool=WARN",
+    "cellmw.reaper=WARN",
+    "oslo_db=CRITICAL",
+]
 """Loggers that would tell again, with tracebacks, what the command says in one line."""
 
 

@@ -90,6 +90,21 @@ def test_unconfigured_database(configuration: Path, unsynced: Manage) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["cell_v2 list_cells", "cell_v2 discover_hosts", "doctor", "layout", "verify"])
+def test_configuration_of_a_cell_level_service(configuration: Path, manage: Manage, command: str) -> None:
+    """By that of a service in a cell the API database is out of reach: that is one line, and not in the log as well."""
+    urls = (
+        f"[DEFAULT]\ntransport_url = memory://cell1/\n[database]\nconnection = sqlite:///{configuration.parent}/cell1\n"
+    )
+    configuration.write_text(f"{configuration.read_text()}{urls}[cellmw]\nrole = cell\n")
+    answer = manage(*command.split())
+    assert (answer.exit_code, answer.out) == (255, "")
+    assert answer.err == (
+        "cellmw-manage: the API database is out of reach of a cell-level service: do it in one with role = api in "
+        "[cellmw]\n"
+    )
+
+
 def test_database_url_that_nobody_can_read(configuration: Path, unsynced: Manage) -> None:
     """A malformed URL in the configuration is named by its option and not shown."""
     configuration.write_text("[api_database]\nconnection = mysql//nova:s3cret@db/api\n")
