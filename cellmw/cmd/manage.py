@@ -182,9 +182,13 @@ class Manage(App):
         if argv[0] in _FAMILIES and (len(argv) == 1 or argv[1] in ("-h", "--help")):
             super().run_subcommand(["help", argv[0]])
             return 0 if argv[1:] else USAGE
+        # to whoever asks for help with what there is not, cliff says so in the log, and shows the family, with 0
+        named = argv[1:] if argv[0] == "help" else argv
+        of_family = len(named) == 1 and named[0] in _FAMILIES
         try:
-            self.command_manager.find_command(argv)
+            if named and not of_family and not named[0].startswith("-"):
+                self.command_manager.find_command(named)
         except ValueError:
-            note(f"there is no command {' '.join(argv[:2])!r}: `{NAME} help` shows them")
+            note(f"there is no command {' '.join(named[:2])!r}: `{NAME} help` shows them")
             return USAGE
         return super().run_subcommand(argv)

@@ -139,6 +139,21 @@ def test_arguments_that_nobody_can_read(manage: Manage, arguments: list[str]) ->
     assert manage(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("words", ["nonsense", "cell_v2 nonsense"])
+def test_help_with_what_there_is_not(manage: Manage, words: str) -> None:
+    """Help with a command that there is not is refused in one line, with 2."""
+    expected = f"cellmw-manage: there is no command {words!r}: `cellmw-manage help` shows them\n"
+    assert manage("help", *words.split()) == (2, "", expected)
+
+
+@pytest.mark.parametrize("words", ["cell_v2", "cell_v2 create_cell", "doctor", "complete", "help", "--help"])
+def test_help_with_what_there_is(manage: Manage, words: str) -> None:
+    """Help is there for families, for commands, and for itself."""
+    answer = manage("help", *words.split())
+    assert (answer.exit_code, answer.err) == (0, "")
+    assert answer.out
+
+
 @pytest.mark.parametrize("arguments", [["-h"], ["cell_v2", "-h"], ["cell_v2", "create_cell", "--help"], ["help"]])
 def test_help(manage: Manage, arguments: list[str]) -> None:
     """Help is there for the program, a family and a command."""
