@@ -14,7 +14,7 @@ from cellmw.admin.doctor import probe as module
 from cellmw.admin.doctor.finding import counted, listed
 from cellmw.admin.doctor.probe import Probe, Unanswered, run
 from cellmw.crew import Crew
-from cellmw.exceptions import ConfigError
+from cellmw.exceptions import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,13 +103,19 @@ def test_grace(hung: Callable[[], Any]) -> None:
     [
         (Unanswered("nobody is there", "go there"), "the broker: nobody is there", "go there"),
         (ConfigError("it is wrong: set it"), "the broker: it is wrong: set it", "see what it says"),
+        (StoreUnavailable("it lacks a table: sync it"), "the broker: it lacks a table: sync it", "see what it says"),
+        (
+            StoreUnavailable("it does not answer"),
+            "the broker: it does not answer",
+            "start it, or correct [api_database] connection",
+        ),
         (
             KeyError("no-password-of-ours"),
             "the broker: KeyError, which should not happen",
             "`cellmw-manage --debug doctor` shows where",
         ),
     ],
-    ids=["unanswered", "ours", "any"],
+    ids=["unanswered", "ours", "store", "store-down", "any"],
 )
 def test_no_answer_is_always_told(error: Exception, what: str, todo: str) -> None:
     """That nothing could be found out is an error of the first check, also where that is not to be done."""

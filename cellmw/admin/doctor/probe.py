@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cellmw.admin.doctor.finding import Finding, Severity
 from cellmw.deadline import after, left
-from cellmw.exceptions import CellmwError
+from cellmw.exceptions import CellmwError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -82,6 +82,10 @@ def _found(probe: Probe, job: Job[list[Finding]], wanted: set[str]) -> Iterator[
         yield from (finding for finding in job.result() if finding.check in wanted)
     except Unanswered as unanswered:
         yield _unanswered(probe, unanswered.what, unanswered.todo)
+    except StoreUnavailable as error:
+        # most of these say themselves what to do
+        todo = "see what it says" if ": " in str(error) else "start it, or correct [api_database] connection"
+        yield _unanswered(probe, str(error), todo)
     except CellmwError as error:
         yield _unanswered(probe, str(error), "see what it says")
     except Exception as error:
