@@ -12,6 +12,8 @@ from cellmw.admin import ini
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from oslo_config import cfg
+
 PATIENCE = 5.0
 """Seconds after which a command gives up on a server that does not answer."""
 
@@ -57,6 +59,16 @@ def take_ini(parser: argparse.ArgumentParser) -> None:
         default=ini.DEFAULT_SECTION,
         help=f"the section of the filter in that (default: {ini.DEFAULT_SECTION})",
     )
+
+
+def configuration(conf: cfg.ConfigOpts, parsed_args: argparse.Namespace) -> cfg.ConfigOpts:
+    """Return what a command goes by that has :func:`take_ini`: the filter's options, where an ini was named.
+
+    :raises ConfigError: if there is no such section, or the filter would not take what it says
+    """
+    if parsed_args.ini is None:
+        return conf
+    return ini.configuration(conf, parsed_args.ini, parsed_args.section)
 
 
 def take_patience(parser: argparse.ArgumentParser) -> None:

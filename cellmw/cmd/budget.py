@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cellmw.admin import budget, ini
-from cellmw.cmd.arguments import at_least, take_ini, take_patience
+from cellmw.admin import budget
+from cellmw.cmd.arguments import at_least, configuration, take_ini, take_patience
 from cellmw.cmd.command import Command, Report, note
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ class Budget(Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Add it up."""
-        conf = self.app.conf
-        if parsed_args.ini:
-            conf = ini.configuration(conf, parsed_args.ini, parsed_args.section)
+        conf = configuration(self.app.conf, parsed_args)
         workers = budget.Workers(parsed_args.hosts, parsed_args.processes, parsed_args.threads)
         servers, uncounted = budget.add_up(conf, workers, parsed_args.patience)
         for reason in uncounted:

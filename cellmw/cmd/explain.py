@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from cellmw.admin import explanation, ini
-from cellmw.cmd.arguments import take_ini, take_patience
+from cellmw.admin import explanation
+from cellmw.cmd.arguments import configuration, take_ini, take_patience
 from cellmw.cmd.command import Command, Report
 
 _WIDTH = 15
@@ -36,9 +36,7 @@ class Explain(Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Explain it."""
-        conf = self.app.conf
-        if parsed_args.ini:
-            conf = ini.configuration(conf, parsed_args.ini, parsed_args.section)
+        conf = configuration(self.app.conf, parsed_args)
         caller = explanation.Caller(parsed_args.project, parsed_args.admin)
         found = explanation.explain(conf, parsed_args.subject, caller, patience=parsed_args.patience)
         lines = [line for step in found.steps for line in _lines(step)]

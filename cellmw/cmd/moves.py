@@ -6,10 +6,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from cellmw import deploy
 from cellmw.admin.access import open_cells, reading
 from cellmw.admin.cell_tables import CellTables
 from cellmw.admin.moving import CHANGED, Move, Pace
-from cellmw.cmd.arguments import take_uuid
+from cellmw.cmd.arguments import configuration, take_ini, take_uuid
 from cellmw.cmd.command import Command, Refused, Report, note
 from cellmw.cmd.progress import Progress
 from cellmw.deadline import after, left
@@ -39,6 +40,7 @@ class _CellCommand(Command):
         """Take the cell."""
         parser = super().get_parser(prog_name)
         take_uuid(parser)
+        take_ini(parser)
         self.take_dry_run(parser)
         return parser
 
@@ -61,8 +63,9 @@ class Drain(_CellCommand):
         """Record that it is drained."""
         if len(parsed_args.reason or "") > 255:
             raise Refused("the reason has more than 255 characters: shorten it")
-        pace = Pace.of(self.app.conf)
-        with self.open_store() as store:
+        conf = configuration(self.app.conf, parsed_args)
+        pace = Pace.of(conf)
+        with deploy.store(conf) as store:
             cell = store.get_cell(parsed_args.cell_uuid)
             if parsed_args.dry_run:
                 drained = {held.cell_uuid for held in store.list_held().cells}
@@ -93,8 +96,9 @@ class Undrain(_CellCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Record that it is not drained any more."""
-        pace = Pace.of(self.app.conf)
-        with self.open_store() as store:
+        conf = configuration(self.app.conf, parsed_args)
+        pace = Pace.of(conf)
+        with deploy.store(conf) as store:
             cell = store.get_cell(parsed_args.cell_uuid)
             drained = {held.cell_uuid for held in store.list_held().cells}
             if cell.uuid not in drained:
@@ -140,18 +144,20 @@ class MoveInstance(Command):
         parser.add_argument("uuids", nargs="+", metavar="<instance_uuid>", help="the uuid of an instance")
         parser.add_argument("--to", required=True, metavar="<cell>", help="the uuid or the name of the cell")
         parser.add_argument("--force", action="store_true", help="also where the cell's database has no such instance")
+        take_ini(parser)
         self.take_dry_run(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Move them."""
-        pace = Pace.of(self.app.conf)
+        conf = configuration(self.app.conf, parsed_args)
+        pace = Pace.of(conf)
         uuids = [uuid.lower() for uuid in parsed_args.uuids]
-        with open_cells(self.app.conf) as cells:
+        with open_cells(conf) as cells:
             cell = cells.get(parsed_args.to)
             names = {each.id: str(each) for each in cells.known()}
             if not parsed_args.force:
-                self._check(cells, cell, uuids)
+                _check(CellTables(conf), cells, cell, uuids)
             with Move(cells, uuids, cell, pace) as move:
                 if parsed_args.dry_run or not move.is_needed:
                     rows = [
@@ -178,19 +184,19 @@ class MoveInstance(Command):
             return Report(report.columns, report.rows, report.lines, _CHANGED)
         return report
 
-    def _check(self, cells: Cells, cell: Cell, uuids: Sequence[str]) -> None:
-        """Refuse to map an instance to where it is not."""
-        tables = CellTables(self.app.conf)
-        there: set[str] = set()
-        with reading(cells, cell) as session:
-            for start in range(0, len(uuids), _AT_ONCE):
-                found = tables.find_instances(session, uuids[start : start + _AT_ONCE])
-                there |= {row.uuid.lower() for row in found if not row.deleted}
-        for uuid in uuids:
-            if uuid not in there:
-                raise Refused(
-                    f"the database of cell {cell} has no instance {uuid}: bring its rows there first, or give --force"
-                )
+
+def _check(tables: CellTables, cells: Cells, cell: Cell, uuids: Sequence[str]) -> None:
+    """Refuse to map an instance to where it is not."""
+    there: set[str] = set()
+    with reading(cells, cell) as session:
+        for start in range(0, len(uuids), _AT_ONCE):
+            found = tables.find_instances(session, uuids[start : start + _AT_ONCE])
+            there |= {row.uuid.lower() for row in found if not row.deleted}
+    for uuid in uuids:
+        if uuid not in there:
+            raise Refused(
+                f"the database of cell {cell} has no instance {uuid}: bring its rows there first, or give --force"
+            )
 
 
 def _wait(seconds: float) -> None:

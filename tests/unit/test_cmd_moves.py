@@ -7,7 +7,7 @@ import json
 import sqlite3
 import uuid
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,23 @@ def manage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Manage:
     path = tmp_path / "cellmw.conf"
     path.write_text(CONFIGURATION.format(folder=tmp_path))
     return partial(run, capsys, path)
+
+
+@pytest.fixture
+def ini(tmp_path: Path) -> list[object]:
+    """The arguments for a pipeline that goes by longer times than the configuration file says."""
+    path = tmp_path / "paste.ini"
+    options = "refresh_interval = 30\nmapping_ttl = 600\nrequest_deadline = 90\n"
+    path.write_text(f"[filter:slow]\nuse = egg:cellmw#cells\n{options}")
+    return ["--ini", path, "--section", "filter:slow"]
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a command would wait, one after the other; it does not."""
+    waits: list[float] = []
+    monkeypatch.setattr(moves, "_wait", waits.append)
+    return waits
 
 
 @pytest.fixture
@@ -107,6 +124,27 @@ def test_drain_and_wait(manage: Manage, cell1: Cell) -> None:
         "cellmw-manage: waiting 2 s until every service knows",
         "cellmw-manage: waiting 0 s until the last request has ended",
     ]
+
+
+def test_drain_by_an_ini(manage: Manage, cell1: Cell, ini: list[object], waits: list[float]) -> None:
+    """Options that stand in the ini of the pipeline count with --ini."""
+    assert (
+        "every service knows in 32 s, and 90 s later" in manage("cell_v2", "drain", "--cell_uuid", cell1.uuid, *ini).err
+    )
+    manage("cell_v2", "drain", "--cell_uuid", cell1.uuid, "--wait", *ini)
+    assert waits == [32.0, 90.0]
+    assert "every service knows in 32 s" in manage("cell_v2", "undrain", "--cell_uuid", cell1.uuid, *ini).err
+
+
+@pytest.mark.parametrize(
+    "command", [["drain", "--cell_uuid"], ["undrain", "--cell_uuid"], ["move_instance", INSTANCE, "--force", "--to"]]
+)
+def test_ini_without_the_section(
+    manage: Manage, store: Store, cell1: Cell, ini: list[object], command: list[str]
+) -> None:
+    """An ini that has no such section is refused, before anything is done."""
+    answer = manage("cell_v2", *command, cell1.uuid, *ini[:2])
+    assert (answer.exit_code, "[filter:cells] of" in answer.err, store.list_held()) == (255, True, ((), ()))
 
 
 def test_long_reason(manage: Manage, store: Store, cell1: Cell) -> None:
@@ -170,6 +208,22 @@ def test_move(manage: Manage, store: Store, tmp_path: Path) -> None:
     answer = manage("cell_v2", "move_instance", INSTANCE.upper(), "--to", "cell2", "-f", "json")
     assert json.loads(answer.out) == [{"Instance UUID": INSTANCE, "From": "cell1", "To": "cell2", "Outcome": "moved"}]
     assert (answer.exit_code, store.get_instance(INSTANCE).cell_id, store.list_held().instances) == (0, 2, ())
+
+
+def test_move_by_an_ini(
+    manage: Manage, store: Store, tmp_path: Path, ini: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --ini it waits as long as the filter of that pipeline goes by what it knows, and the hold outlasts that."""
+    holds: list[tuple[float, bool]] = []
+
+    def wait(seconds: float) -> None:
+        (held,) = store.list_held().instances
+        holds.append((seconds, held.until - held.since > timedelta(seconds=32 + 600)))
+
+    monkeypatch.setattr(moves, "_wait", wait)
+    add_row(tmp_path, "cell2", INSTANCE)
+    assert manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2", *ini).exit_code == 0
+    assert holds == [(32.0, True), (600.0, True)]
 
 
 def test_move_again(manage: Manage, store: Store, tmp_path: Path) -> None:
