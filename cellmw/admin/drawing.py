@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import subprocess
+import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmw.admin.layout_graph import API_LEVEL
@@ -29,11 +30,17 @@ digraph deployment {
 """The looks of the diagrams in the manual."""
 
 _LOOKS = {
-    "level": 'style="rounded,filled,bold"',
+    "level": 'style="rounded,filled,bold", ordering=out',  # or cells stand in any order
     "cell": 'fillcolor="#f5f7f9"',
-    "database": 'shape=cylinder, style=filled, fillcolor="#dbe7f1"',
+    "database": 'shape=cylinder, style=filled, fillcolor="#dbe7f1", margin="0.14,0.12"',  # its lid takes some of it
     "bus": 'style=filled, fillcolor="#fae6b1", width=1.8',
 }
+
+_COLUMNS = {"level": 0, "cell": 1, "database": 2, "bus": 3}
+"""What stands in which column: with databases and buses in one nobody could follow the lines of many cells."""
+
+_WIDEST = 60
+"""After how many characters text goes on in the next line."""
 
 _SICK = 'color="#b3261e", fontcolor="#b3261e", penwidth=2'
 
@@ -93,7 +100,10 @@ def dot(graph: Graph) -> str:
         lines.append(f'    label={_quoted(server)}; style=filled; fillcolor="#f5f7f9";')
         lines += [f"    {_dot_node(node, whats)}" for node in nodes]
         lines.append("  }")
-    lines += [f"  {edge.source} -> {edge.target} [tooltip={_quoted(edge.what)}];" for edge in graph.edges]
+    columns = {node.id: _COLUMNS[node.kind] for node in graph.nodes}
+    for edge in graph.edges:
+        apart = columns[edge.target] - columns[edge.source]
+        lines.append(f"  {edge.source} -> {edge.target} [tooltip={_quoted(edge.what)}, minlen={apart}];")
     return "\n".join([*lines, "}", ""])
 
 
@@ -166,5 +176,11 @@ def _dot_node(node: Node, whats: dict[str, str]) -> str:
 
 def _quoted(*lines: str) -> str:
     """Write text as a string of DOT: there a backslash, a quote and an ampersand mean something."""
-    escaped = (shown(line).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"') for line in lines)
+    narrow = (part for line in lines for part in _wrapped(shown(line)))
+    escaped = (part.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"') for part in narrow)
     return '"' + "\\n".join(escaped) + '"'
+
+
+def _wrapped(line: str) -> list[str]:
+    """Break a long line, between words where there are some."""
+    return textwrap.wrap(line, _WIDEST, break_on_hyphens=False) if len(line) > _WIDEST else [line]

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -86,6 +88,70 @@ def test_svg(graph: Graph) -> None:
     for text in ("cell1", "db:1", "API database", "SQLite api.db", "drained", "DOWN: is frozen", "answers in 3 ms"):
         assert text in written
     assert written.count("db:1") == 1
+
+
+needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
+"""For what is drawn by Graphviz's own program."""
+
+
+@needs_dot
+def test_svg_by_the_program(graph: Graph) -> None:
+    """The program ``dot`` writes what was meant, too."""
+    written = [text.replace("\xa0", " ") for text in texts(drawing.picture(drawing.dot(graph), "svg"))]
+    assert written.count(SHOWN) == 2
+    for text in ("cell1", "db:1", "API database", "SQLite api.db", "drained", "DOWN: is frozen", "answers in 3 ms"):
+        assert text in written
+
+
+@needs_dot
+def test_png_by_the_program(graph: Graph) -> None:
+    """It draws a PNG, whatever is in a name."""
+    assert drawing.picture(drawing.dot(graph), "png").startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def _places(graph: Graph) -> dict[str, tuple[float, float]]:
+    """Return where each node stands, from the left and from the bottom, as Graphviz puts it."""
+    words = [line.split() for line in drawing.picture(drawing.dot(graph), "plain").decode().splitlines()]
+    return {word[1]: (float(word[2]), float(word[3])) for word in words if word[0] == "node"}
+
+
+@needs_dot
+def test_columns() -> None:
+    """Cells stand one below the other in the order of their ids, databases to their right, and buses to the right of
+    these, where several share a server as well."""
+    graph = Graph()
+    graph.add(Node("api", "level", "API level"))
+    graph.add(Node("api_database", "database", "api", "db0:1"), "api", "API database")
+    graph.add(Node("bus_0", "bus", "/", "mq0:1"), "api", "API bus")
+    cells = range(40)
+    for number in cells:
+        graph.add(Node(f"cell_{number}", "cell", f"cell{number}"), "api", "cell")
+        graph.add(Node(f"database_{number}", "database", "nova", f"db{number // 3}:1"), f"cell_{number}", "database")
+        graph.add(Node(f"queue_{number}", "bus", "/", f"mq{number % 7}:1"), f"cell_{number}", "bus")
+    places = _places(graph)
+    heights = [places[f"cell_{number}"][1] for number in cells]
+    assert heights == sorted(heights, reverse=True)
+    columns = [
+        {places[name][0] for name in names}
+        for names in (
+            ["api"],
+            [f"cell_{number}" for number in cells],
+            ["api_database", *(f"database_{number}" for number in cells)],
+            ["bus_0", *(f"queue_{number}" for number in cells)],
+        )
+    ]
+    assert all(max(left) < min(right) for left, right in pairwise(columns))
+
+
+def test_long_names() -> None:
+    """A long name, and a long list of hosts, go on in the next line."""
+    graph = Graph()
+    graph.add(Node("api", "level", "API level"))
+    hosts = ", ".join(f"mq{number}.example.org:5672" for number in range(1, 5))
+    graph.add(Node("cell_1", "cell", "x" * 130, hosts), "api", "cell")
+    drawn = drawing.dot(graph)
+    assert f'[label="{"x" * 60}\\n{"x" * 60}\\n{"x" * 10}"' in drawn
+    assert 'label="mq1.example.org:5672, mq2.example.org:5672,\\nmq3.example.org:5672, mq4.example.org:5672";' in drawn
 
 
 def test_looks(graph: Graph) -> None:
