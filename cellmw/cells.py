@@ -81,6 +81,7 @@ class Cells:
         self._max_leases = max_leases_per_cell or math.inf
         self._refuses_down = refuses_down
         self._upkeep = Upkeep(self._keep_up, refresh_interval)
+        self._holds.wanted = functools.partial(_begin_upkeep, weakref.ref(self))
         forks.follow(self)
 
     @property
@@ -259,12 +260,22 @@ class Cells:
     def _open(self, cell_id: int, deadline: Deadline | None) -> Handles:
         if self._pool.closed:
             raise CellsClosed
-        if self._upkeep.start():
-            self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), os.getpid())
-            atexit.register(self._at_exit)
+        self._begin_upkeep()
         cell = self._records.get(cell_id, deadline)
         self._holds.check_cell(cell, deadline)
         return self._pool.open(cell, deadline)
+
+    def _begin_upkeep(self) -> None:
+        if self._upkeep.start():
+            self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), os.getpid())
+            atexit.register(self._at_exit)
+
+
+def _begin_upkeep(weak: weakref.ref[Cells]) -> None:
+    """Keep up what somebody goes by from now on, be it that there is no lease for a long time."""
+    cells = weak()
+    if cells is not None:
+        cells._begin_upkeep()
 
 
 def _close_at_exit(weak: weakref.ref[Cells], process: int) -> None:

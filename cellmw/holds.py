@@ -31,15 +31,17 @@ _LOOK_AGAIN = 1.0
 class Holds:
     """What is held back. Lives as long as the process; shared by all threads.
 
-    It is read before the first instance is looked up, by the upkeep from then on, and again for whoever wants an
-    instance that is held back. While the API database does not answer, what was read last counts.
+    It is read before the first instance is looked up, in a child process anew, by the upkeep from then on, and again
+    for whoever wants an instance that is held back. While the API database does not answer, what was read last counts.
 
     :ivar cells: the uuids of drained cells
     :ivar instances: the uuids of instances that are being moved
     :ivar changed: called with the instances that are held back and were not before, or the other way round
+    :ivar wanted: called before they are read for somebody, who relies on it that they are kept up from then on
     """
 
     changed: Callable[[Iterable[str]], object]
+    wanted: Callable[[], object]
 
     def __init__(self, store: Store | None) -> None:
         """Begin with nothing known.
@@ -47,23 +49,26 @@ class Holds:
         :param store: None where nobody is to be held back, as in an operator's own commands and in a cell-level service
         """
         self._store = store
-        self._look_at = 0.0
         self._readings = itertools.count(1)
         self._newest = 0
         self.cells = self.instances = _NOBODY
         self.changed = lambda instances: None
+        self.wanted = lambda: None
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Go on, in a child process, with what is known."""
+        """Go on, in a child process, with what is known as long as there is nothing newer."""
         self._noting = threading.Lock()
+        # nobody has kept it up since the child was made, which can be long ago when its first request comes
+        self._is_known = False
+        self._look_at = 0.0
 
     def check_instance(self, instance_uuid: str, deadline: Deadline | None = None) -> None:
         """Return if the instance is not being moved.
 
         :raises InstanceHeld: if it is
         """
-        if not self._newest or instance_uuid in self.instances:
+        if not self._is_known or instance_uuid in self.instances:
             self._look(deadline)
         if instance_uuid in self.instances:
             raise InstanceHeld(instance_uuid)
@@ -73,7 +78,7 @@ class Holds:
 
         :raises CellDrained: if it is
         """
-        if not self._newest or cell.uuid in self.cells:
+        if not self._is_known or cell.uuid in self.cells:
             self._look(deadline)
         if cell.uuid in self.cells:
             raise CellDrained(cell)
@@ -95,6 +100,7 @@ class Holds:
             if reading < self._newest:
                 return
             self._newest = reading
+            self._is_known = True
             changed = self.instances ^ instances
             self.cells, self.instances = cells, instances
         self.changed(changed)
@@ -109,7 +115,8 @@ class Holds:
         now = monotonic()
         if self._store is None or now < self._look_at:
             return
-        if self._newest:
+        self.wanted()
+        if self._is_known:
             self._look_at = now + _LOOK_AGAIN
         soon = now + _PATIENCE
         with contextlib.suppress(StoreUnavailable, DeadlineExceeded):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import uuid
 from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,15 @@ def test_drained_while_it_serves(deployment: Deployment, reading: CellFilter, ge
     assert [get(reading, instance).code for instance in instances] == [200, 200]
     drain(deployment, "cell1")
     ask_until([503, 200], lambda: [get(reading, instance).code for instance in instances])
+    assert get(reading, deployment.map("cell1")).code == 503
+
+
+def test_drained_before_the_first_lease(deployment: Deployment, reading: CellFilter, get: Get) -> None:
+    """A worker that had nothing to serve yet, but was asked for what there is not, keeps up with it all the same."""
+    assert get(reading, str(uuid.uuid4())).code == 404
+    drain(deployment, "cell1")
+    drained = {deployment.cells["cell1"].uuid}
+    ask_until(drained, lambda: reading.cells._holds.cells)
     assert get(reading, deployment.map("cell1")).code == 503
 
 

@@ -201,6 +201,26 @@ def test_child_process(holds: Holds, records: Records) -> None:
     """A child goes on with what its parent knew."""
     records.held = HELD
     holds.read()
+    records.is_down = True
     holds.begin_anew()
     with pytest.raises(InstanceHeld):
         holds.check_instance("a")
+
+
+def test_child_process_that_was_idle(holds: Holds, records: Records) -> None:
+    """But it reads anew before it relies on that: nobody has told it what came after."""
+    holds.read()
+    records.held = DRAINED
+    holds.begin_anew()
+    with pytest.raises(CellDrained):
+        holds.check_cell(CELL)
+    assert len(records.readings) == 2
+
+
+def test_wanted(holds: Holds, records: Records) -> None:
+    """It is told that somebody relies on it, before it is read for the first time."""
+    readings: list[int] = []
+    holds.wanted = lambda: readings.append(len(records.readings))
+    holds.check_instance("a")
+    holds.check_instance("b")
+    assert readings == [0]
