@@ -5,16 +5,21 @@ A worker goes by what it knows: which instances are held back it learns within `
 it has looked up it uses for ``mapping_ttl``. So an instance is held back, then waited for until every worker knows,
 then mapped to the other cell, then waited for until no worker can know the old mapping or have a request under way by
 it, and then let go. Whatever becomes of the process that does it, the hold ends by itself.
+
+Of two moves of one instance the later one goes on: its hold takes the place of the other one's, which finds that before
+it changes anything. Where the other one has changed the mapping already, and waits, it has its hold back afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmw import deploy
-from cellmw.exceptions import CellmwError, InstanceNotMapped
+from cellmw.exceptions import CellmwError, InstanceNotMapped, StoreUnavailable
+from cellmw.store import Hold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +47,17 @@ class HoldLost(CellmwError):
         super().__init__(
             "it took too long, and requests may have been let through again: nothing was moved, start anew"
         )
+
+
+class HoldTaken(CellmwError):
+    """Somebody else has begun to move one of the instances; the mappings are as they were."""
+
+    def __init__(self, instance_uuid: str) -> None:
+        super().__init__(
+            f"somebody else has begun to move instance {instance_uuid}, or has let it go: nothing was moved; see where "
+            "it is when they are done, and start anew if it is to go elsewhere"
+        )
+        self.instance_uuid = instance_uuid
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,6 @@ class Move:
     When the block ends before the mappings were changed, be it by Ctrl-C, the instances are let go; after that only
     :meth:`let_go` or the end of the hold does.
 
-    :ivar until: when the hold ends by itself, in UTC
     :ivar mappings: of the instances, as they were read
     :ivar is_needed: whether one of them leads elsewhere
     :ivar is_done: whether the mappings were changed
@@ -102,7 +117,6 @@ class Move:
         self._cell = cell
         self._pace = pace
         self.is_done = False
-        self.until = _now()
         found = {mapping.instance_uuid: mapping for mapping in cells.store.find_instances(uuids)}
         for uuid in uuids:
             if uuid not in found:
@@ -110,26 +124,45 @@ class Move:
         self.mappings: list[InstanceMapping] = [found[uuid] for uuid in dict.fromkeys(uuids)]
         self.is_needed = any(mapping.cell_id != cell.id for mapping in self.mappings)
         self._held: list[str] = []
+        self._hold = Hold(_now(), {})
+
+    @property
+    def until(self) -> datetime:
+        """When the hold ends by itself, in UTC."""
+        return self._hold.until
+
+    @property
+    def held_by_others(self) -> datetime | None:
+        """Until when another move holds some of them as well, which may have been killed; None where none does."""
+        return max((until for until in self._hold.before.values() if until > _now()), default=None)
 
     def __enter__(self) -> Move:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._held and not self.is_done:
-            self.let_go()
+            # what ends the block says more than that the hold has to end by itself
+            with contextlib.suppress(StoreUnavailable) if kind else contextlib.nullcontext():
+                self.let_go()
 
     def hold(self) -> None:
         """Have the instances held back; every worker knows when ``pace.told`` has passed."""
         whole = self._pace.told + self._pace.over + _SKEW
-        self.until = (_now() + timedelta(seconds=whole)).replace(microsecond=0) + timedelta(seconds=1)
+        until = (_now() + timedelta(seconds=whole)).replace(microsecond=0) + timedelta(seconds=1)
+        self._hold = Hold(until, {})
         self._held = [mapping.instance_uuid for mapping in self.mappings]
-        self._cells.store.hold_instances(self._held, self.until)
+        self._hold = self._cells.store.hold_instances(self._held, until)
 
     def change(self) -> list[Moved]:
         """Map each to the cell, unless somebody else has changed its mapping meanwhile.
 
         :raises HoldLost: if it is too late for that
+        :raises HoldTaken: if somebody else moves one of them by now
         """
+        held = {held.instance_uuid: held.until for held in self._cells.store.list_held().instances}
+        for uuid in self._held:
+            if held.get(uuid) != self.until:
+                raise HoldTaken(uuid)
         if _now() + timedelta(seconds=self._pace.over) > self.until:
             raise HoldLost
         there = self._cell.id
@@ -146,7 +179,7 @@ class Move:
 
     def let_go(self) -> None:
         """Have requests for them let through again."""
-        self._cells.store.let_go_instances(self._held, self.until)
+        self._cells.store.let_go_instances(self._held, self._hold)
         self._held = []
 
 

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 from cellmw import deploy
 from cellmw.admin.access import open_cells, reading
 from cellmw.admin.cell_tables import CellTables
-from cellmw.admin.moving import CHANGED, Move, Pace
+from cellmw.admin.moving import CHANGED, HoldTaken, Move, Pace
 from cellmw.cmd.arguments import configuration, take_ini, take_uuid
 from cellmw.cmd.command import Command, Refused, Report, note
 from cellmw.cmd.progress import Progress
 from cellmw.deadline import after, left
-from cellmw.exceptions import CellNotFound, InstanceNotMapped
+from cellmw.exceptions import CellNotFound, InstanceNotMapped, StoreUnavailable
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
     from datetime import datetime
 
+    from cellmw.admin.moving import Moved
     from cellmw.cell import Cell
     from cellmw.cells import Cells
 
@@ -136,7 +137,7 @@ class MoveInstance(Command):
     until no service goes by the old mapping any more. Their rows, volumes and processes are not this command's affair.
     """
 
-    exit_codes = ((Refused, 1), (CellNotFound, 1), (InstanceNotMapped, 1))
+    exit_codes = ((Refused, 1), (CellNotFound, 1), (InstanceNotMapped, 1), (HoldTaken, _CHANGED))
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Take the instances and the cell."""
@@ -156,6 +157,7 @@ class MoveInstance(Command):
         with open_cells(conf) as cells:
             cell = cells.get(parsed_args.to)
             names = {each.id: str(each) for each in cells.known()}
+            drained = {held.cell_uuid for held in cells.store.list_held().cells}
             if not parsed_args.force:
                 _check(CellTables(conf), cells, cell, uuids)
             with Move(cells, uuids, cell, pace) as move:
@@ -166,23 +168,39 @@ class MoveInstance(Command):
                         for outcome in ["unchanged" if mapping.cell_id == cell.id else "would be moved"]
                     ]
                     return _moves(rows)
-                move.hold()
-                note(f"requests are refused; waiting {pace.told:.0f} s until every service knows")
-                self.interrupted = "no instance was moved, and requests are let through again: run it again"
-                _wait(pace.told)
-                later = f"requests are let through again at {_time(move.until)}"
-                self.interrupted = f"{later}: run it again"
-                moved = move.change()
-                self.interrupted = f"the instances are mapped to cell {cell}, and {later}"
-                note(f"mapped to cell {cell}; waiting {pace.over:.0f} s until no service goes by an old mapping")
-                _wait(pace.over)
-                move.let_go()
+                moved = self._carry_out(move, cell, pace)
         rows = [(done.instance_uuid, names.get(done.before or 0), str(cell), done.outcome) for done in moved]
         report = _moves(rows)
+        if cell.uuid in drained:
+            note(f"cell {cell} is drained: requests for them are refused until `cell_v2 undrain`")
         if any(done.outcome == CHANGED for done in moved):
             note("somebody else has changed mappings meanwhile, and they were left at that: see where they are now")
             return Report(report.columns, report.rows, report.lines, _CHANGED)
         return report
+
+    def _carry_out(self, move: Move, cell: Cell, pace: Pace) -> list[Moved]:
+        """Go from step to step, and have it said where they are wherever it ends."""
+        try:
+            move.hold()
+            note(f"requests are refused; waiting {pace.told:.0f} s until every service knows")
+            later = f"requests are let through again at {_time(move.until)}"
+            self.interrupted = (
+                f"no instance was moved, and requests are let through again, {_time(move.until)} at the latest: "
+                "run it again"
+            )
+            _wait(pace.told)
+            self.interrupted = f"{later}: run it again"
+            moved = move.change()
+            self.interrupted = f"the instances are mapped to cell {cell}, and {later}"
+            note(f"mapped to cell {cell}; waiting {pace.over:.0f} s until no service goes by an old mapping")
+            _wait(pace.over)
+            move.let_go()
+        except StoreUnavailable:
+            note(f"stopped: {self.interrupted}")
+            raise
+        if until := move.held_by_others:
+            note(f"some were held back before, by a move that is not done or was killed: they are until {_time(until)}")
+        return moved
 
 
 def _check(tables: CellTables, cells: Cells, cell: Cell, uuids: Sequence[str]) -> None:

@@ -6,9 +6,9 @@ It reads and writes records. It opens no cell, and caches nothing.
 
 from __future__ import annotations
 
-from cellmw.store.holds import DrainedCell, Held, HeldInstance
+from cellmw.store.holds import DrainedCell, Held, HeldInstance, Hold
 from cellmw.store.hosts import HostMapping
 from cellmw.store.instances import InstanceMapping
 from cellmw.store.store import Store
 
-__all__ = ["DrainedCell", "Held", "HeldInstance", "HostMapping", "InstanceMapping", "Store"]
+__all__ = ["DrainedCell", "Held", "HeldInstance", "Hold", "HostMapping", "InstanceMapping", "Store"]

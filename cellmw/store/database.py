@@ -40,6 +40,13 @@ _NO_ANSWER = "the API database does not answer, or refuses the connection"
 """What is said while it is down."""
 
 
+AT_ONCE = 999
+"""How many parameters a statement may have on every database: as many as a SQLite from before 3.32 takes."""
+
+_ATTEMPTS = 10
+"""How often a transaction is tried that another one is in the way of."""
+
+
 class Unset(enum.Enum):
     """The type of :data:`UNSET`."""
 
@@ -140,6 +147,19 @@ class Database:
 
     def _write(self, work: Callable[[Connection], Result]) -> Result:
         return self._run(self._writer, work, writes=True)
+
+    def _write_again(self, work: Callable[[Connection], Result], *others: type[Exception]) -> Result:
+        """Write, and once more where the database has ended it for another transaction that it was in the way of.
+
+        :param others: what is raised, besides, where another one was faster
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._write(work)
+            except StoreUnavailable as error:
+                if not isinstance(error.__cause__, (db_exc.DBDeadlock, *others)):
+                    raise
+        return self._write(work)
 
     def _run(
         self, engine: Engine, work: Callable[[Connection], Result], *, writes: bool = False, last: bool = False

@@ -11,11 +11,11 @@ from oslo_db import exception as db_exc
 from oslo_utils import timeutils
 from sqlalchemy import delete, insert, select, update
 
-from cellmw.store.database import Database
+from cellmw.store.database import AT_ONCE, Database
 from cellmw.store.models import drained_cells, held_instances
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -47,6 +47,17 @@ class HeldInstance(NamedTuple):
     until: datetime
 
 
+class Hold(NamedTuple):
+    """How somebody holds instances back.
+
+    :ivar until: when it ends by itself, in UTC; no two holds of one instance have the same end
+    :ivar before: of the instances that somebody else was holding already: until when
+    """
+
+    until: datetime
+    before: Mapping[str, datetime]
+
+
 class Held(NamedTuple):
     """All that is held back at one moment."""
 
@@ -56,6 +67,9 @@ class Held(NamedTuple):
 
 _KEPT = timedelta(days=1)
 """For how long one can see that an instance was held back by somebody who has not come to the end of it."""
+
+_AT_ONCE = AT_ONCE - 2
+"""How many uuids a statement has beside the ends of two holds."""
 
 _CELLS = select(drained_cells.c.cell_uuid, drained_cells.c.created_at, drained_cells.c.reason)
 
@@ -97,31 +111,65 @@ class HoldRecords(Database):
         row = delete(drained_cells).where(drained_cells.c.cell_uuid == uuid)
         return bool(self._write(lambda connection: connection.execute(row).rowcount))
 
-    def hold_instances(self, uuids: Sequence[str], until: datetime) -> None:
-        """Record that these instances are held back; those that are already, until then. Locks their rows.
+    def hold_instances(self, uuids: Sequence[str], until: datetime) -> Hold:
+        """Record that these instances are held back. Locks their rows.
 
-        Rows that have been out of date for long are removed.
+        Where somebody else holds one of them already this hold takes the place of theirs, and lasts longer. Rows that
+        have been out of date for long are removed.
 
         :param until: in UTC, in whole seconds: that is what MariaDB keeps
         """
-        long_ago = timeutils.utcnow() - _KEPT
+        now = timeutils.utcnow()
+        chunks = _chunks(uuids)
 
-        def work(connection: Connection) -> None:
-            connection.execute(delete(held_instances).where(held_instances.c.until < long_ago))
-            for uuid in uuids:
-                row = update(held_instances).where(held_instances.c.instance_uuid == uuid).values(until=until)
-                if not connection.execute(row).rowcount:
-                    connection.execute(insert(held_instances).values(instance_uuid=uuid, until=until))
+        def work(connection: Connection) -> Hold:
+            connection.execute(delete(held_instances).where(held_instances.c.until < now - _KEPT))
+            # never deleted and made anew: one that waits for the lock would find a row gone, and not see the new one
+            locked = [_INSTANCES.where(_is_one_of(chunk)).with_for_update() for chunk in chunks]
+            there = {row.instance_uuid: row.until for rows in locked for row in connection.execute(rows)}
+            before = {uuid: until for uuid, until in there.items() if until > now}
+            # by its end a hold is told from others
+            end = max([until, *(other + timedelta(seconds=1) for other in before.values())])
+            for chunk in chunks:
+                rows = update(held_instances).where(_is_one_of(chunk))
+                connection.execute(rows.values(created_at=now, until=end))
+            new = [{"instance_uuid": uuid, "until": end} for chunk in chunks for uuid in chunk if uuid not in there]
+            if new:
+                connection.execute(insert(held_instances), new)
+            return Hold(end, before)
 
-        self._write(work)
+        return self._write_again(work, db_exc.DBDuplicateEntry)
 
-    def let_go_instances(self, uuids: Sequence[str], until: datetime) -> None:
+    def let_go_instances(self, uuids: Sequence[str], hold: Hold) -> None:
         """Record that these instances are not held back any more, but for those that somebody else holds. Locks rows.
 
-        :param until: as they were held with it
+        Whose hold this one took the place of has it back, as long as that lasts.
         """
-        rows = delete(held_instances).where(held_instances.c.instance_uuid.in_(uuids), held_instances.c.until == until)
-        self._write(lambda connection: connection.execute(rows))
+        now = timeutils.utcnow()
+        before = {uuid: until for uuid, until in hold.before.items() if until > now}
+
+        def work(connection: Connection) -> None:
+            for until in sorted(set(before.values())):
+                theirs = [uuid for uuid in before if before[uuid] == until]
+                for chunk in _chunks(theirs):
+                    rows = update(held_instances).where(_is_one_of(chunk), held_instances.c.until == hold.until)
+                    connection.execute(rows.values(until=until))
+            for chunk in _chunks([uuid for uuid in uuids if uuid not in before]):
+                connection.execute(
+                    delete(held_instances).where(_is_one_of(chunk), held_instances.c.until == hold.until)
+                )
+
+        self._write_again(work)
+
+
+def _chunks(uuids: Sequence[str]) -> list[list[str]]:
+    """Cut them up for statements; in one order, so that two transactions do not wait for each other."""
+    in_order = sorted(set(uuids))
+    return [in_order[start : start + _AT_ONCE] for start in range(0, len(in_order), _AT_ONCE)]
+
+
+def _is_one_of(uuids: Sequence[str]) -> sqlalchemy.ColumnElement[bool]:
+    return held_instances.c.instance_uuid.in_(uuids)
 
 
 def _is_new(connection: Connection, row: sqlalchemy.Insert) -> bool:

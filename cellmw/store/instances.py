@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from oslo_db import exception as db_exc
 from sqlalchemy import bindparam, delete, false, func, insert, or_, select, update
 
-from cellmw.exceptions import CellNotFound, InstanceMapped, InstanceNotMapped, StoreUnavailable
-from cellmw.store.database import UNSET, Database, Result, Unset, given
+from cellmw.exceptions import CellNotFound, InstanceMapped, InstanceNotMapped
+from cellmw.store.database import AT_ONCE, UNSET, Database, Unset, given
 from cellmw.store.models import instance_mappings
 from cellmw.store.progress import insert_if_new, write_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -75,12 +75,6 @@ _DATES = select(instance_mappings.c.created_at, instance_mappings.c.updated_at).
 
 _FIND_MANY = _INSTANCES.where(instance_mappings.c.instance_uuid.in_(bindparam("uuids", expanding=True)))
 
-_AT_ONCE = 999
-"""How many parameters a statement may have on every database: as many as a SQLite from before 3.32 takes."""
-
-_ATTEMPTS = 10
-"""How often a transaction is tried that the database ends as two wait for each other."""
-
 _CELL_IDS = (
     select(instance_mappings.c.cell_id)
     .distinct()
@@ -110,7 +104,7 @@ class InstanceMappings(Database):
         One query for each thousand of them, or nearly; all of them in one transaction.
         """
         wanted = iter(dict.fromkeys(uuids))
-        chunks = list(iter(lambda: list(islice(wanted, _AT_ONCE)), []))
+        chunks = list(iter(lambda: list(islice(wanted, AT_ONCE)), []))
 
         def work(connection: Connection) -> list[InstanceMapping]:
             return [_mapping(row) for chunk in chunks for row in connection.execute(_FIND_MANY, {"uuids": chunk})]
@@ -254,7 +248,7 @@ class InstanceMappings(Database):
                 # first of all: two that do the same wait here for each other, and nowhere else
                 write_progress(connection, task, position)
             uuids = [mapping.instance_uuid for mapping in mappings]
-            chunks = [uuids[start : start + _AT_ONCE] for start in range(0, len(uuids), _AT_ONCE)]
+            chunks = [uuids[start : start + AT_ONCE] for start in range(0, len(uuids), AT_ONCE)]
             there = [_mapping(row) for chunk in chunks for row in connection.execute(_FIND_MANY, {"uuids": chunk})]
             known = {mapping.instance_uuid.lower() for mapping in there}
             new = [mapping._asdict() for mapping in mappings if mapping.instance_uuid.lower() not in known]
@@ -282,16 +276,6 @@ class InstanceMappings(Database):
         """Let ``nova-manage cell_v2 map_instances`` begin anew. Locks the row that it goes on by."""
         marker = delete(instance_mappings).where(instance_mappings.c.project_id == NOVA_MARKER)
         self._write(lambda connection: connection.execute(marker))
-
-    def _write_again(self, work: Callable[[Connection], Result]) -> Result:
-        """Write, and once more where the database has ended it for another transaction that it was in the way of."""
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return self._write(work)
-            except StoreUnavailable as error:
-                if not isinstance(error.__cause__, db_exc.DBDeadlock):
-                    raise
-        return self._write(work)
 
 
 def _mapping(row: Sequence[Any]) -> InstanceMapping:

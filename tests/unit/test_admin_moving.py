@@ -12,7 +12,7 @@ from oslo_config import cfg
 
 from cellmw.admin import moving
 from cellmw.admin.access import open_cells
-from cellmw.admin.moving import HoldLost, Move, Moved, Pace
+from cellmw.admin.moving import HoldLost, HoldTaken, Move, Moved, Pace
 from cellmw.exceptions import InstanceNotMapped
 from cellmw.store import migrations
 
@@ -111,6 +111,65 @@ def test_changed_by_somebody_else(cells: Cells, cell2: Cell) -> None:
         assert [done.outcome for done in move.change()] == ["changed meanwhile", "moved"]
         move.let_go()
     assert (_cell_of(cells, "a"), _cell_of(cells, "b")) == ("cell3", "cell2")
+
+
+@pytest.fixture
+def cell3(cells: Cells) -> Cell:
+    """Where somebody else wants them."""
+    return cells.store.create_cell(name="cell3", transport_url="memory://3/", database_connection="sqlite:///3.db")
+
+
+def test_begun_by_somebody_else(cells: Cells, cell2: Cell, cell3: Cell) -> None:
+    """Of two moves the later one goes on; the other one, whose hold that was, changes nothing."""
+    with Move(cells, ["a", "b"], cell2, PACE) as move:
+        move.hold()
+        with Move(cells, ["a"], cell3, PACE) as later:
+            later.hold()
+            with pytest.raises(HoldTaken, match="somebody else has begun to move instance a"):
+                move.change()
+            assert [done.outcome for done in later.change()] == ["moved"]
+            later.let_go()
+    assert (_cell_of(cells, "a"), _cell_of(cells, "b"), _held(cells)) == ("cell3", "cell1", [])
+
+
+def test_begun_and_given_up_by_somebody_else(cells: Cells, cell2: Cell, cell3: Cell) -> None:
+    """A later move that is given up leaves the instances held back, and the move that was begun before goes on."""
+    with Move(cells, ["a"], cell2, PACE) as move:
+        move.hold()
+        with Move(cells, ["a"], cell3, PACE) as later:
+            later.hold()
+        assert _held(cells) == ["a"]
+        assert [done.outcome for done in move.change()] == ["moved"]
+        with Move(cells, ["a"], cell3, PACE) as later:
+            later.hold()
+        assert _held(cells) == ["a"]
+        move.let_go()
+    assert (_cell_of(cells, "a"), _held(cells)) == ("cell2", [])
+
+
+def test_shorter_than_that_of_somebody_else(cells: Cells, cell2: Cell, cell3: Cell) -> None:
+    """A move that goes by shorter times lets nobody through whom another one still keeps away."""
+    with Move(cells, ["a"], cell2, PACE) as move:
+        move.hold()
+        move.change()
+        shorter = Move(cells, ["a"], cell3, Pace(0.0, 0.0, 0.0))
+        shorter.hold()
+        assert shorter.held_by_others == move.until < shorter.until
+        shorter.change()
+        shorter.let_go()
+        assert _held(cells) == ["a"]
+        move.let_go()
+    assert (_cell_of(cells, "a"), _held(cells)) == ("cell3", [])
+
+
+def test_let_go_by_somebody_else(cells: Cells, cell2: Cell) -> None:
+    """Nothing is changed for an instance that is not held back any more, whoever has seen to that."""
+    with Move(cells, ["a"], cell2, PACE) as move:
+        move.hold()
+        cells.store.let_go_instances(["a"], move._hold)
+        with pytest.raises(HoldTaken, match="or has let it go"):
+            move.change()
+    assert _cell_of(cells, "a") == "cell1"
 
 
 def test_there_already(cells: Cells, cell2: Cell) -> None:

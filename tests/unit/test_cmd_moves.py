@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import uuid
 from contextlib import closing
@@ -16,6 +17,7 @@ import pytest
 from cellmw import engines
 from cellmw.admin.moving import Move
 from cellmw.cmd import moves
+from cellmw.exceptions import StoreUnavailable
 from cellmw.store import Store, migrations
 from tests.commands import run
 
@@ -287,8 +289,8 @@ def test_move_of_what_somebody_else_moves(manage: Manage, store: Store, monkeypa
 @pytest.mark.parametrize(
     ("step", "cell_id", "held", "said"),
     [
-        ("hold", 1, 0, "no instance was moved, and requests are let through again: run it again"),
-        ("change", 2, 1, "the instances are mapped to cell cell2, and requests are let through again at 20"),
+        ("hold", 1, 0, "no instance was moved, and requests are let through again, TIME at the latest: run it again"),
+        ("change", 2, 1, "the instances are mapped to cell cell2, and requests are let through again at TIME"),
     ],
 )
 def test_interrupted_move(
@@ -303,5 +305,65 @@ def test_interrupted_move(
 
     monkeypatch.setattr(moves, "_wait", wait)
     answer = manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2", "--force")
-    assert (answer.exit_code, f"interrupted: {said}" in answer.err) == (130, True)
+    last = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME", answer.err).splitlines()[-1]
+    assert (answer.exit_code, last) == (130, f"cellmw-manage: interrupted: {said}")
     assert (store.get_instance(INSTANCE).cell_id, len(store.list_held().instances)) == (cell_id, held)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (1, "no instance was moved, and requests are let through again, TIME at the latest: run it again"),
+        (2, "requests are let through again at TIME: run it again"),
+        (3, "the instances are mapped to cell cell2, and requests are let through again at TIME"),
+    ],
+)
+def test_move_without_the_api_database(
+    manage: Manage, store: Store, monkeypatch: pytest.MonkeyPatch, step: int, said: str
+) -> None:
+    """When the API database is gone half-way it is said how far it came, and when requests are let through again."""
+
+    def be_down(*_: object) -> None:
+        raise StoreUnavailable("down")
+
+    def wait(seconds: float) -> None:
+        if step == 1:
+            monkeypatch.setattr(Store, "let_go_instances", be_down)
+            raise KeyboardInterrupt
+        monkeypatch.setattr(Store, "change_instances" if step == 2 else "let_go_instances", be_down)
+
+    monkeypatch.setattr(moves, "_wait", wait)
+    answer = manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2", "--force")
+    last = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME", answer.err).splitlines()[-2:]
+    if step == 1:
+        assert (answer.exit_code, last[-1]) == (130, f"cellmw-manage: interrupted: {said}")
+    else:
+        assert (answer.exit_code, last) == (255, [f"cellmw-manage: stopped: {said}", "cellmw-manage: down"])
+    assert len(store.list_held().instances) == 1
+
+
+def test_move_that_somebody_else_begins_again(manage: Manage, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where somebody else begins to move it nothing is changed; the exit code is 2."""
+    later = datetime(2099, 1, 1)
+    monkeypatch.setattr(moves, "_wait", lambda seconds: store.hold_instances([INSTANCE], later))
+    answer = manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2", "--force")
+    assert (answer.exit_code, "somebody else has begun to move instance" in answer.err) == (2, True)
+    assert (store.get_instance(INSTANCE).cell_id, store.list_held().instances[0].until) == (1, later)
+
+
+def test_move_after_one_that_was_killed(manage: Manage, store: Store, waits: list[float]) -> None:
+    """It can be run again at once; the hold of the one that was killed goes on to its end, which is said."""
+    until = datetime(2099, 1, 1)
+    store.hold_instances([INSTANCE], until)
+    answer = manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2", "--force")
+    assert (answer.exit_code, store.get_instance(INSTANCE).cell_id) == (0, 2)
+    assert "that is not done or was killed: they are until 2099-01-01T00:00:00Z" in answer.err
+    assert store.list_held().instances[0].until == until
+
+
+def test_move_to_a_drained_cell(manage: Manage, store: Store, waits: list[float]) -> None:
+    """Where nobody will reach it that is said."""
+    store.drain_cell(store.get_cell(2).uuid)
+    answer = manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2", "--force")
+    assert answer.exit_code == 0
+    assert "cell cell2 is drained: requests for them are refused until `cell_v2 undrain`" in answer.err

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cellmw import engines
-from cellmw.store import Held, Store, migrations
+from cellmw.store import Held, Hold, Store, migrations
+from cellmw.store.models import held_instances
 from tests import nova_schema
+from tests.unit.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,17 +91,69 @@ def test_held_again(store: Store) -> None:
 
 def test_let_go(store: Store) -> None:
     """Instances that are let go are not listed any more; others stay."""
-    store.hold_instances(["a", "b", "c"], LATER)
-    store.let_go_instances(["a", "b"], LATER)
+    hold = store.hold_instances(["a", "b", "c"], LATER)
+    store.let_go_instances(["a", "b"], hold)
     assert _instances(store) == {"c": LATER}
 
 
 def test_held_by_somebody_else(store: Store) -> None:
     """What somebody else has held since is not let go."""
-    store.hold_instances(["a"], NOW)
+    hold = store.hold_instances(["a"], NOW)
     store.hold_instances(["a"], LATER)
-    store.let_go_instances(["a"], NOW)
+    store.let_go_instances(["a"], hold)
     assert _instances(store) == {"a": LATER}
+
+
+@pytest.mark.parametrize("until", [LATER - timedelta(minutes=1), LATER])
+def test_held_by_two(store: Store, until: datetime) -> None:
+    """A hold that takes the place of another one lasts longer, and gives it back with its end."""
+    first = store.hold_instances(["a"], LATER)
+    second = store.hold_instances(["a", "b"], until)
+    assert (first, second) == (Hold(LATER, {}), Hold(LATER + timedelta(seconds=1), {"a": LATER}))
+    assert _instances(store) == {"a": second.until, "b": second.until}
+    store.let_go_instances(["a", "b"], second)
+    assert _instances(store) == {"a": LATER}
+    store.let_go_instances(["a"], first)
+    assert _instances(store) == {}
+
+
+def test_held_by_many_at_the_same_moment(store: Store) -> None:
+    """Of many that begin at once each takes the place of the one before it, and none fails or is passed over."""
+    count, uuids = 6, ["a", "b", "c"]
+    barrier = threading.Barrier(count)
+
+    def hold(number: int) -> Hold:
+        barrier.wait(PATIENCE)
+        return store.hold_instances(uuids if number % 2 else uuids[::-1], LATER)
+
+    with ThreadPoolExecutor(count) as threads:
+        holds = list(threads.map(hold, range(count)))
+    ends = [LATER + timedelta(seconds=seconds) for seconds in range(count)]
+    assert sorted(hold.until for hold in holds) == ends
+    assert [hold.before for hold in sorted(holds)] == [{}, *(dict.fromkeys(uuids, end) for end in ends[:-1])]
+    assert set(_instances(store).values()) == {ends[-1]}
+
+
+def test_since(store: Store) -> None:
+    """An old row does not make a hold look older than it is."""
+    store.hold_instances(["a"], NOW)
+    with store.engine.begin() as connection:
+        connection.execute(held_instances.update().values(created_at=NOW - timedelta(hours=3)))
+    store.hold_instances(["a"], LATER)
+    (held,) = store.list_held().instances
+    assert held.since >= NOW
+
+
+def test_many(store: Store) -> None:
+    """There may be more than a statement takes, and some more than once."""
+    uuids = [f"instance-{number}" for number in range(3000)]
+    hold = store.hold_instances([*uuids, *uuids[:10]], LATER)
+    assert len(_instances(store)) == 3000
+    second = store.hold_instances(uuids, LATER)
+    store.let_go_instances(uuids, second)
+    assert set(_instances(store).values()) == {LATER}
+    store.let_go_instances(uuids, hold)
+    assert _instances(store) == {}
 
 
 def test_what_was_left_over_is_removed(store: Store) -> None:
