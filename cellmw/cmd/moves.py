@@ -10,11 +10,13 @@ from cellmw import deploy
 from cellmw.admin.access import open_cells, reading
 from cellmw.admin.cell_tables import CellTables
 from cellmw.admin.moving import CHANGED, HoldTaken, Move, Pace
+from cellmw.cell import Cell
 from cellmw.cmd.arguments import configuration, take_ini, take_uuid
 from cellmw.cmd.command import Command, Refused, Report, note
 from cellmw.cmd.progress import Progress
 from cellmw.deadline import after, left
 from cellmw.exceptions import CellNotFound, InstanceNotMapped, StoreUnavailable
+from cellmw.log import masked
 
 if TYPE_CHECKING:
     import argparse
@@ -22,11 +24,15 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from cellmw.admin.moving import Moved
-    from cellmw.cell import Cell
     from cellmw.cells import Cells
 
 _CHANGED = 2
 """The exit code of a move of which at least one instance was not moved, as somebody else has changed its mapping."""
+
+_LONGEST_REASON = 255
+
+_LAST_CHARACTER = "\uffff"
+"""Of those that a table has room for in MariaDB and MySQL where it is as Nova makes its own, in utf8mb3."""
 
 _AT_ONCE = 1000
 """How many instances a cell's database is asked for in one statement."""
@@ -62,20 +68,21 @@ class Drain(_CellCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Record that it is drained."""
-        if len(parsed_args.reason or "") > 255:
-            raise Refused("the reason has more than 255 characters: shorten it")
+        reason = _reason(parsed_args.reason)
         conf = configuration(self.app.conf, parsed_args)
         pace = Pace.of(conf)
         with deploy.store(conf) as store:
-            cell = store.get_cell(parsed_args.cell_uuid)
+            cell = store.get_cell(parsed_args.cell_uuid.lower())
             if parsed_args.dry_run:
                 drained = {held.cell_uuid for held in store.list_held().cells}
                 outcome = "unchanged" if cell.uuid in drained else "would be drained"
                 return _report(cell, outcome, f"cell {cell}: {outcome}")
-            is_new = store.drain_cell(cell.uuid, parsed_args.reason)
+            is_new = store.drain_cell(cell.uuid, reason)
         line = f"cell {cell} is drained"
         if not is_new:
             line += " already"
+            if reason:
+                note("what was recorded with it stays: `cell_v2 list_held` shows it")
         self.interrupted = f"{line}; `cell_v2 undrain` undoes it"
         if parsed_args.wait:
             self._wait(pace.told, "until every service knows")
@@ -100,13 +107,20 @@ class Undrain(_CellCommand):
         conf = configuration(self.app.conf, parsed_args)
         pace = Pace.of(conf)
         with deploy.store(conf) as store:
-            cell = store.get_cell(parsed_args.cell_uuid)
+            uuid = parsed_args.cell_uuid.lower()
             drained = {held.cell_uuid for held in store.list_held().cells}
-            if cell.uuid not in drained:
+            try:
+                cell = store.get_cell(uuid)
+            except CellNotFound:
+                if uuid not in drained:
+                    raise
+                # nova-manage, which has deleted it, knows nothing of our table
+                cell = Cell(0, uuid, None, False, None, None)
+            if uuid not in drained:
                 return _report(cell, "unchanged", f"cell {cell} is not drained")
             if parsed_args.dry_run:
                 return _report(cell, "would be undrained", f"cell {cell}: would be undrained")
-            store.undrain_cell(cell.uuid)
+            store.undrain_cell(uuid)
         note(f"every service knows in {pace.told:.0f} s")
         return _report(cell, "undrained", f"cell {cell} is not drained any more")
 
@@ -201,6 +215,19 @@ class MoveInstance(Command):
         if until := move.held_by_others:
             note(f"some were held back before, by a move that is not done or was killed: they are until {_time(until)}")
         return moved
+
+
+def _reason(text: str | None) -> str | None:
+    """Return a reason in one line, without a password that it may quote.
+
+    :raises Refused: if not every database can keep it, or not every terminal show it
+    """
+    reason = masked(" ".join((text or "").split()))
+    if len(reason) > _LONGEST_REASON:
+        raise Refused(f"the reason has more than {_LONGEST_REASON} characters: shorten it")
+    if not reason.isprintable() or max(reason, default="") > _LAST_CHARACTER:
+        raise Refused("the reason has characters that not every database or terminal takes: leave them out")
+    return reason or None
 
 
 def _check(tables: CellTables, cells: Cells, cell: Cell, uuids: Sequence[str]) -> None:

@@ -155,6 +155,52 @@ def test_long_reason(manage: Manage, store: Store, cell1: Cell) -> None:
     assert (answer.exit_code, _drained(store)) == (255, {})
 
 
+@pytest.mark.parametrize("reason", ["on fire \U0001f525", "\x1b[31mred", "\udcff"])
+def test_odd_reason(manage: Manage, store: Store, cell1: Cell, reason: str) -> None:
+    """So is one that a database has no characters for, or that would do something to a terminal."""
+    answer = manage("cell_v2", "drain", "--cell_uuid", cell1.uuid, "--reason", reason)
+    assert (answer.exit_code, "leave them out" in answer.err, _drained(store)) == (255, True, {})
+
+
+@pytest.mark.parametrize(
+    ("reason", "recorded"),
+    [
+        ("first\n  second\t", "first second"),
+        ("ä" * 255, "ä" * 255),
+        (" ", None),
+        ("from mysql://nova:Zk41-secret@db/nova", "from mysql://nova:***@db/nova"),
+    ],
+)
+def test_recorded_reason(manage: Manage, store: Store, cell1: Cell, reason: str, recorded: str | None) -> None:
+    """A reason is kept in one line, and without a password."""
+    assert manage("cell_v2", "drain", "--cell_uuid", cell1.uuid, "--reason", reason).exit_code == 0
+    assert _drained(store) == {cell1.uuid: recorded}
+
+
+def test_reason_of_what_is_drained(manage: Manage, store: Store, cell1: Cell) -> None:
+    """Another reason for what is drained already is not recorded, and that is said."""
+    manage("cell_v2", "drain", "--cell_uuid", cell1.uuid, "--reason", "first")
+    assert (
+        "what was recorded with it stays"
+        in manage("cell_v2", "drain", "--cell_uuid", cell1.uuid, "--reason", "second").err
+    )
+    assert _drained(store) == {cell1.uuid: "first"}
+
+
+@pytest.mark.parametrize("command", ["drain", "undrain"])
+def test_upper_case(manage: Manage, store: Store, cell1: Cell, command: str) -> None:
+    """A uuid may be written in capitals."""
+    assert manage("cell_v2", command, "--cell_uuid", cell1.uuid.upper()).exit_code == 0
+
+
+def test_undrain_of_a_cell_that_is_gone(manage: Manage, store: Store, cell1: Cell) -> None:
+    """One that nova-manage has deleted while it was drained can be undrained, so that nothing is left of it."""
+    store.drain_cell("5a1d0c52-7c0e-4a53-9f6e-0f6d3c1b2a11")
+    answer = manage("cell_v2", "undrain", "--cell_uuid", "5a1d0c52-7c0e-4a53-9f6e-0f6d3c1b2a11")
+    assert answer[:2] == (0, "cell 5a1d0c52-7c0e-4a53-9f6e-0f6d3c1b2a11 is not drained any more\n")
+    assert _drained(store) == {}
+
+
 def test_undrain(manage: Manage, store: Store, cell1: Cell) -> None:
     """Undraining takes it back; a cell that is not drained is left as it is."""
     manage("cell_v2", "drain", "--cell_uuid", cell1.uuid)
