@@ -6,6 +6,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from oslo_utils import timeutils
+
 from cellmw import deploy
 from cellmw.admin.access import open_cells, reading
 from cellmw.admin.cell_tables import CellTables
@@ -181,6 +183,8 @@ class MoveInstance(Command):
                         for mapping in move.mappings
                         for outcome in ["unchanged" if mapping.cell_id == cell.id else "would be moved"]
                     ]
+                    if until := _held_until(cells, uuids):
+                        note(f"some are held back, by a move that is not done or was killed: until {_time(until)}")
                     return _moves(rows)
                 moved = self._carry_out(move, cell, pace)
         rows = [(done.instance_uuid, names.get(done.before or 0), str(cell), done.outcome) for done in moved]
@@ -242,6 +246,13 @@ def _check(tables: CellTables, cells: Cells, cell: Cell, uuids: Sequence[str]) -
             raise Refused(
                 f"the database of cell {cell} has no instance {uuid}: bring its rows there first, or give --force"
             )
+
+
+def _held_until(cells: Cells, uuids: Sequence[str]) -> datetime | None:
+    """Return until when one of these is held back; None where none is."""
+    wanted = set(uuids)
+    held = (held.until for held in cells.store.list_held().instances if held.instance_uuid in wanted)
+    return max((until for until in held if until > timeutils.utcnow()), default=None)
 
 
 def _wait(seconds: float) -> None:

@@ -282,6 +282,15 @@ def test_move_again(manage: Manage, store: Store, tmp_path: Path) -> None:
     assert answer == (0, f"instance {INSTANCE}: unchanged\n", "")
 
 
+def test_move_again_after_one_that_was_killed(manage: Manage, store: Store) -> None:
+    """One that was killed after the change has left its hold: until when that lasts is said."""
+    store.update_instance(INSTANCE, cell_id=2)
+    store.hold_instances([INSTANCE], datetime(2099, 1, 1))
+    answer = manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2", "--force")
+    assert answer[:2] == (0, f"instance {INSTANCE}: unchanged\n")
+    assert "a move that is not done or was killed: until 2099-01-01T00:00:00Z" in answer.err
+
+
 def test_move_without_rows(manage: Manage, store: Store) -> None:
     """One that the cell does not have is refused; nothing is held back."""
     answer = manage("cell_v2", "move_instance", INSTANCE, "--to", "cell2")
