@@ -8,6 +8,7 @@ their own limits; nothing else is read there, and nothing written.
 
 from __future__ import annotations
 
+import socket
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from cellmw.cell import Cell
+    from cellmw.crew import Crew
     from cellmw.handles import Handles
 
 API = "API database"
@@ -100,7 +102,7 @@ class Server:
     """One server, with all that leads there. Lives as long as the command.
 
     :ivar kind: ``MariaDB or MySQL``, ``PostgreSQL``, ``RabbitMQ``, ``SQLite``
-    :ivar place: host and port
+    :ivar place: host and port; of a server with several names all of them
     :ivar workers: how many processes use it, on all hosts
     :ivar open_cells: of how many cells a worker has something open at a time, at most; 0 for any number
     :ivar per_cell: ``max_connections_per_cell``
@@ -109,6 +111,7 @@ class Server:
     :ivar in_use: how many connections it has now; None where it was not asked, or does not say
     :ivar silence: why it has said nothing; empty where it has
     :ivar urls: by which it is asked, with passwords; in the order of the pools, as none of a broker is asked
+    :ivar address: host and port for the resolver; None where it is no host
     """
 
     kind: str
@@ -121,6 +124,14 @@ class Server:
     in_use: int | None = None
     silence: str = ""
     urls: list[str] = field(default_factory=list, repr=False)
+    address: tuple[str, object] | None = None
+
+    def take_over(self, other: Server) -> None:
+        """Count what leads to another name of it; of a cluster that is named twice in one URL each pool once."""
+        self.place = f"{self.place}, {other.place}"
+        known = {pool.of for pool in self.pools}
+        self.pools += [pool for pool in other.pools if pool.of not in known]
+        self.urls += other.urls
 
     @property
     def per_worker(self) -> int:
@@ -191,12 +202,39 @@ def add_up(conf: cfg.ConfigOpts, workers: Workers, patience: float) -> tuple[lis
         crew = cells.crew
         for cell in every:
             sums.add_cell(cell)
-        servers = list(sums.servers.values())
+        servers = _merged(list(sums.servers.values()), patience, crew)
         asked = {number: partial(_ask_all, server) for number, server in enumerate(servers) if server.urls}
         for number, answer in ask(asked, patience, crew).items():
             if isinstance(answer, Exception):
                 servers[number].silence = "it does not answer in time"
     return servers, sums.uncounted
+
+
+def _merged(servers: list[Server], patience: float, crew: Crew) -> list[Server]:
+    """Make one of those whose names lead to the same addresses."""
+    named = {number: partial(_addresses, *server.address) for number, server in enumerate(servers) if server.address}
+    answers = ask(named, patience, crew)
+    found: dict[tuple[object, ...], Server] = {}
+    merged = []
+    for number, server in enumerate(servers):
+        answer = answers.get(number)
+        # who can't be found is asked all the same, which says why
+        keys = [] if answer is None or isinstance(answer, Exception) else [(server.kind, *key) for key in answer]
+        first = next((found[key] for key in keys if key in found), None)
+        if first is None:
+            merged.append(server)
+        else:
+            first.take_over(server)
+        found |= {key: first or server for key in keys if key not in found}
+    return merged
+
+
+def _addresses(host: str, port: object) -> list[tuple[object, ...]]:
+    """Return where a name leads: for each family all of its addresses, as a name of several hosts is none of these."""
+    found: dict[int, set[object]] = {}
+    for family, _, _, _, address in socket.getaddrinfo(host, str(port), type=socket.SOCK_STREAM):
+        found.setdefault(family, set()).add(address[0])
+    return [(family, port, frozenset(addresses)) for family, addresses in found.items()]
 
 
 class _Sums:
@@ -243,8 +281,10 @@ class _Sums:
         if backend == "sqlite":
             server = self._server(urls.server_kind(backend), "files")
         else:
-            server = self._server(urls.server_kind(backend), f"{place[0]}:{place[1]}")
+            host = urls.harmless(place[0])
+            server = self._server(urls.server_kind(backend), f"{host}:{place[1]}")
             server.urls.append(url)
+            server.address = None if host.startswith("/") else (host, place[1])
         server.pools.append(pool)
 
     def _add_queue(self, cell: Cell, handles: Handles) -> None:
@@ -259,7 +299,9 @@ class _Sums:
         pool = Pool(f"cell {cell}", busy + _REPLIES, left + compared + _PROBE, fixed=_REPLIES)
         # while the others are down, each host has all of them
         for address in dict.fromkeys(brokers.addresses):
-            self._server("RabbitMQ", str(address)).pools.append(pool)
+            server = self._server("RabbitMQ", urls.harmless(address))
+            server.address = (address.host, address.port)
+            server.pools.append(pool)
 
     def _server(self, kind: str, place: str) -> Server:
         # as many cells again as may be open can be about to be closed

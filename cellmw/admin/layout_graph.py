@@ -227,7 +227,7 @@ def _database(url: str) -> tuple[str, str]:
         return "", "not known"
     if backend == "sqlite":
         return "", f"{urls.server_kind(backend)} {place[0]}"
-    return f"{urls.server_kind(backend)} {_harmless(place[0])}:{place[1]}", _harmless(place[2] or "")
+    return f"{urls.server_kind(backend)} {urls.harmless(place[0])}:{place[1]}", urls.harmless(place[2] or "")
 
 
 def _bus(url: str) -> tuple[str, str]:
@@ -236,10 +236,5 @@ def _bus(url: str) -> tuple[str, str]:
         places = sorted(urls.transport_place(url))
     except UrlRefused:
         return "", "not known"
-    hosts = ", ".join(f"{_harmless(host)}:{port}" if port else _harmless(host) for host, port, _ in places)
+    hosts = ", ".join(f"{urls.harmless(host)}:{port}" if port else urls.harmless(host) for host, port, _ in places)
     return hosts, places[0][2] if places else ""
-
-
-def _harmless(host: object) -> str:
-    """Return a name without what stands in front of an @: of a URL that nobody has encoded that is a password's end."""
-    return str(host).rpartition("@")[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from cellmw.urls.checks import check_database_connection, check_transport_url
 from cellmw.urls.masking import MASK, mask
-from cellmw.urls.places import database_place, server_kind, transport_place
+from cellmw.urls.places import database_place, harmless, server_kind, transport_place
 from cellmw.urls.templates import fields, fill_in, literal
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "database_place",
     "fields",
     "fill_in",
+    "harmless",
     "literal",
     "mask",
     "server_kind",

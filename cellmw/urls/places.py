@@ -79,6 +79,11 @@ def server_kind(server: object) -> str:
     return _KINDS.get(str(server), str(server))
 
 
+def harmless(host: object) -> str:
+    """Return a name without what stands in front of an @: of a URL that nobody has encoded that is a password's end."""
+    return str(host).rpartition("@")[2]
+
+
 def _server(url: sqlalchemy.URL) -> str:
     """Return where the drivers look, which the query can say, too."""
     socket = url.query.get("unix_socket") or url.query.get("host")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -242,3 +243,71 @@ def test_limit_of_some() -> None:
     pools = (Pool("cell1", 15, 0), Pool("cell2", 5, 0))
     assert server(50, *pools, which=(1,)).findings == []
     assert server(49, *pools, which=(1,)).findings != []
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Where names lead; others, and none that is an address, lead nowhere."""
+    names: dict[str, list[str]] = {}
+
+    def look_up(host: str, port: str, **_: Any) -> list[tuple[Any, ...]]:
+        if host not in names:
+            raise socket.gaierror
+        families = {True: socket.AF_INET6, False: socket.AF_INET}
+        return [(families[":" in address], 0, 0, "", (address, int(port))) for address in names[host]]
+
+    monkeypatch.setattr(budget.socket, "getaddrinfo", look_up)
+    return names
+
+
+def test_server_with_several_names(add_up: Callable[..., Sums], store: Store, names: dict[str, list[str]]) -> None:
+    """Names that lead to the same addresses are one server, and what leads there adds up; ports tell servers apart."""
+    names |= {"db": ["192.0.2.1"], "db.example.org": ["192.0.2.1", "2001:db8::1"], "mq": ["192.0.2.1"]}
+    for number, place in enumerate(("db:1", "db.example.org:1", "db:2")):
+        store.create_cell(
+            name=f"cell{number}",
+            transport_url=f"rabbit://user:{PASSWORD}@mq:{number}9/",
+            database_connection=f"mysql+pymysql://user:{PASSWORD}@{place}/cell{number}",
+        )
+    servers = add_up()
+    (one,) = (server for server in servers.values() if "db.example.org" in server.place)
+    assert (one.place, [pool.of for pool in one.pools], len(one.urls)) == (
+        "db:1, db.example.org:1",
+        ["cell cell0", "cell cell1"],
+        2,
+    )
+    assert one.per_worker == 30
+    assert [server.place for server in servers.values() if server.kind == "RabbitMQ"] == ["mq:9", "mq:19", "mq:29"]
+
+
+def test_host_of_a_cluster(add_up: Callable[..., Sums], store: Store, names: dict[str, list[str]]) -> None:
+    """A name of several hosts is none of them."""
+    names |= {"galera": ["192.0.2.1", "192.0.2.2"], "node1": ["192.0.2.1"], "node2": ["192.0.2.2"]}
+    for name in names:
+        store.create_cell(
+            name=name,
+            transport_url=f"rabbit://user:{PASSWORD}@{name}/",
+            database_connection=f"mysql+pymysql://user:{PASSWORD}@{name}:1/nova",
+        )
+    assert [server.place for server in add_up().values() if "MySQL" in server.kind] == [
+        "galera:1",
+        "node1:1",
+        "node2:1",
+    ]
+
+
+def test_broker_that_is_named_twice(add_up: Callable[..., Sums], add_cell: Callable[..., Cell]) -> None:
+    """A URL that names one broker by two names has one pool there all the same."""
+    add_cell("cell1", hosts="127.0.0.1:2,localhost:2")
+    (broker,) = (server for server in add_up().values() if server.kind == "RabbitMQ")
+    assert (broker.place, len(broker.pools)) == ("127.0.0.1:2, localhost:2", 1)
+
+
+def test_password_that_nobody_has_encoded(add_up: Callable[..., Sums], store: Store) -> None:
+    """Of a URL whose password has an @ in it no part of that is taken for the host."""
+    store.create_cell(
+        name="cell1",
+        transport_url=f"rabbit://user:{PASSWORD}@127.0.0.1:2/",
+        database_connection="mysql+pymysql://user:pw@Zk41-secret@127.0.0.1:1/nova",
+    )
+    assert MARIADB in add_up()
