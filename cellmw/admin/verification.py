@@ -208,13 +208,24 @@ class Verification:
                 mapping.instance_uuid.lower(): mapping
                 for mapping in self.cells.store.find_instances(row.uuid for row in rows)
             }
-            suspects = [row.uuid for row in rows if _is_suspect(row, mappings.get(row.uuid.lower()), cell)]
-            cases = self._look_again(suspects)
+            suspects = {row.uuid for row in rows if _is_suspect(row, mappings.get(row.uuid.lower()), cell)}
+            if self.only is not None:  # where all are looked at, the pages of the other cell draw attention to it
+                suspects |= self._living_elsewhere(cell, {row.uuid for row in rows if not row.deleted})
+            cases = self._look_again([row.uuid for row in rows if row.uuid in suspects])
             findings = [self._judge(case, cell) for case in cases]
             self._settle([finding for finding in findings if finding is not None])
             self._settle_deleted(cell, rows, mappings)
             after = rows[-1].key
             yield len(rows)
+
+    def _living_elsewhere(self, here: Cell, uuids: set[str]) -> set[str]:
+        """Return those of these instances that live in another cell, too."""
+        there: set[str] = set()
+        for cell in self._every:
+            if cell != here:
+                rows = self._ask(cell, lambda session: self.tables.find_instances(session, _either_case(uuids)))
+                there.update(row.uuid.lower() for row in rows or () if not row.deleted)
+        return {uuid for uuid in uuids if uuid.lower() in there}
 
     def _look_at_mappings(self) -> Iterator[int]:
         after: int | None = None

@@ -305,6 +305,21 @@ def test_only_one_cell(verify: Manage, world: World) -> None:
     assert world.mapped() == {orphan1: world.cell1.id, unmapped2: world.cell2.id}
 
 
+@pytest.mark.parametrize("only", ["cell1", "cell2"])
+@pytest.mark.parametrize("mapped_to", ["cell1", "cell2", "none"])
+def test_duplicate_of_one_cell(verify: Manage, world: World, only: str, mapped_to: str) -> None:
+    """With --cell_uuid an instance that lives in another cell, too, is told of, whichever of them it is mapped to."""
+    twice, once, moved = uuids(3)
+    world.one.add_instances([twice]).add_instances([moved], deleted=1)
+    world.two.add_instances([twice, once, moved])
+    if mapped_to != "none":
+        world.map(twice, getattr(world, mapped_to).id)
+    for each in (once, moved):
+        world.map(each, world.cell2.id)
+    answer = verify("--cell_uuid", getattr(world, only).uuid, *JSON)
+    assert (answer.exit_code, found(answer)) == (1, {"duplicate": [twice]})
+
+
 def test_unknown_cell(verify: Manage, world: World) -> None:
     """A cell that is not recorded is one line, and 255."""
     answer = verify("--cell_uuid", str(uuid.uuid4()))
