@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oslo_db import exception as db_exc
-from sqlalchemy import bindparam, delete, false, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, false, func, insert, or_, select, text, update
 
 from cellmw.exceptions import CellNotFound, InstanceMapped, InstanceNotMapped
 from cellmw.store.database import AT_ONCE, UNSET, Database, Unset, given
@@ -74,6 +74,11 @@ _DATES = select(instance_mappings.c.created_at, instance_mappings.c.updated_at).
 )
 
 _FIND_MANY = _INSTANCES.where(instance_mappings.c.instance_uuid.in_(bindparam("uuids", expanding=True)))
+
+_PLAN_EACH = text("SET LOCAL plan_cache_mode = force_custom_plan")
+"""Has PostgreSQL make a plan for each statement of a transaction. One that it keeps from when the table was small reads
+the whole table for every thousand instances, which takes seconds.
+"""
 
 _CELL_IDS = (
     select(instance_mappings.c.cell_id)
@@ -244,6 +249,8 @@ class InstanceMappings(Database):
         """
 
         def work(connection: Connection) -> list[InstanceMapping]:
+            if connection.dialect.name == "postgresql":
+                connection.execute(_PLAN_EACH)
             if task is not None:
                 # first of all: two that do the same wait here for each other, and nowhere else
                 write_progress(connection, task, position)

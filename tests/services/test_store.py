@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from cellmw import engines
 from cellmw.exceptions import CellChanged, CellInUse, CellNotFound, InstanceMapped, StoreUnavailable
-from cellmw.store import Store, migrations
+from cellmw.store import InstanceMapping, Store, migrations
 from cellmw.store.models import cell_mappings
 from tests.servers.locks import wait_for_waiters
 from tests.unit.test_store_cells import *  # noqa: F403 - every test there, with the store from here
@@ -184,3 +184,23 @@ def test_failed_write_leaves_the_connection_usable(store: Store) -> None:
     with pytest.raises(InstanceMapped):
         store.create_instance(INSTANCE, project_id="p")
     assert store.find_instance(INSTANCE) is not None
+
+
+def test_each_batch_has_its_plan(postgresql_url: str) -> None:
+    """PostgreSQL keeps no plan for the look-up of a batch: one from when the table was small would read all of it."""
+    engine = engines.make_engine(postgresql_url, {"max_pool_size": 1, "max_overflow": 0}, pre_ping=False)
+    migrations.sync(engine)
+    with Store(engine) as store:
+        cell = create(store, 1)
+        for number in range(20):
+            uuid = f"5d5fdd4b-0d4a-4b7c-8a1e-{number:012d}"
+            store.map_instances([InstanceMapping(uuid, cell.id, "p", "u", queued_for_delete=False)])
+        with store.engine.connect() as connection:
+            plans = sa.text(
+                "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements "
+                "WHERE statement LIKE 'SELECT%FROM instance_mappings%'"
+            )
+            custom, generic = connection.execute(plans).one()
+            mode = connection.exec_driver_sql("SHOW plan_cache_mode").scalar()
+    assert custom
+    assert (generic, mode) == (0, "auto")
