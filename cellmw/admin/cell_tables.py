@@ -63,7 +63,7 @@ class CellTables:
         page = self._instances(session).where(self._shown(session)).order_by(key).limit(limit)
         if after is not None:
             page = page.where(key > after)
-        return [InstanceRow(*row) for row in session.execute(page)]
+        return [_instance(*row) for row in session.execute(page)]
 
     def find_instances(self, session: Session, uuids: Iterable[str], *, hidden: bool = False) -> list[InstanceRow]:
         """Return those of these instances that the cell has, deleted ones included, in no order.
@@ -75,7 +75,7 @@ class CellTables:
         found = self._instances(session).where(uuid.in_(list(uuids)))
         if not hidden:
             found = found.where(self._shown(session))
-        return [InstanceRow(*row) for row in session.execute(found)]
+        return [_instance(*row) for row in session.execute(found)]
 
     def count_instances(self, session: Session, after: Any = None) -> int:
         """Return how many instances there are, deleted ones included.
@@ -164,10 +164,11 @@ class CellTables:
         return sa.and_(self._shown(session), sa.not_(self._deleted(session, "instance")))
 
     def _shown(self, session: Session) -> sa.ColumnElement[bool]:
-        """Return what is true of an instance that is not hidden."""
+        """Return what is true of an instance that is not hidden; a row without a uuid is none."""
+        has_uuid = self._column(session, "instances_table", "instance_uuid").is_not(None)
         if not self._names.instance_hidden:
-            return sa.true()
-        return sa.not_(_is_set(self._column(session, "instances_table", "instance_hidden")))
+            return has_uuid
+        return sa.and_(has_uuid, sa.not_(_is_set(self._column(session, "instances_table", "instance_hidden"))))
 
     def _deleted(self, session: Session, what: str) -> sa.ColumnElement[bool]:
         """Return what is true of a row that is kept only as one that was deleted."""
@@ -201,6 +202,13 @@ class CellTables:
             columns = (_described(column["name"], column["type"]) for column in found)
             tables[name] = sa.Table(name, sa.MetaData(), *columns)
         return tables[name]
+
+
+def _instance(key: Any, uuid: str, project_id: Any, user_id: Any, deleted: bool) -> InstanceRow:
+    """Return a row with its owners as text, which mappings have them as, where their columns are of another type."""
+    return InstanceRow(
+        key, uuid, None if project_id is None else str(project_id), None if user_id is None else str(user_id), deleted
+    )
 
 
 def _described(name: str, kind: Any) -> sa.Column[Any]:

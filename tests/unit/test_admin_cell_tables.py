@@ -104,6 +104,35 @@ def test_rows_without_a_project(url: str, session: Session, tables: CellTables) 
 # --- tables of others
 
 
+def test_owners_by_number(url: str, session: Session, tables: CellTables) -> None:
+    """A project and a user are text, as in the mappings, where their columns have numbers."""
+    run(
+        url,
+        "CREATE TABLE instances (id INTEGER PRIMARY KEY, uuid VARCHAR(36), project_id INTEGER, user_id INTEGER, "
+        "hidden BOOLEAN, deleted INTEGER)",
+        f"INSERT INTO instances VALUES (1, '{ONE}', 5, 6, FALSE, 0), (2, '{TWO}', NULL, NULL, FALSE, 0)",
+    )
+    expected = [InstanceRow(1, ONE, "5", "6", False), InstanceRow(2, TWO, None, None, False)]
+    assert tables.instances(session, 9) == expected
+    assert sorted(tables.find_instances(session, [ONE, TWO])) == expected
+
+
+@pytest.mark.parametrize("hidden", ["hidden", ""])
+def test_rows_without_a_uuid(url: str, session: Session, conf: cfg.ConfigOpts, hidden: str) -> None:
+    """A row without a uuid is no instance."""
+    tables = CellTables(conf)
+    conf.set_override("instance_hidden", hidden, group="cellmw_tables")
+    run(
+        url,
+        "CREATE TABLE instances (id INTEGER PRIMARY KEY, uuid VARCHAR(36), project_id VARCHAR(9), "
+        "user_id VARCHAR(9), hidden BOOLEAN, deleted INTEGER)",
+        f"INSERT INTO instances VALUES (1, NULL, NULL, NULL, FALSE, 0), (2, '{ONE}', 'p', 'u', FALSE, 0)",
+    )
+    assert tables.instances(session, 9) == [InstanceRow(2, ONE, "p", "u", False)]
+    assert (tables.count_instances(session), tables.count_living(session)) == (1, 1)
+    assert tables.count_without_project(session) == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "living", "deleted"),
     [
