@@ -46,7 +46,7 @@ class Verify(Command):
     def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Look at all of them."""
         with access.open_cells(self.app.conf) as cells:
-            only = access.get_cell(cells, parsed_args.cell_uuid) if parsed_args.cell_uuid else None
+            only = None if parsed_args.cell_uuid is None else access.get_cell(cells, parsed_args.cell_uuid)
             looking = Verification(
                 cells,
                 CellTables(self.app.conf),

@@ -320,10 +320,13 @@ def test_duplicate_of_one_cell(verify: Manage, world: World, only: str, mapped_t
     assert (answer.exit_code, found(answer)) == (1, {"duplicate": [twice]})
 
 
-def test_unknown_cell(verify: Manage, world: World) -> None:
-    """A cell that is not recorded is one line, and 255."""
-    answer = verify("--cell_uuid", str(uuid.uuid4()))
+@pytest.mark.parametrize("unknown", ["5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01", ""])
+def test_unknown_cell(verify: Manage, world: World, unknown: str) -> None:
+    """A cell that is not recorded is one line, and 255; so is none, as where a script has nothing in its variable."""
+    orphan = world.map(*uuids(1), world.cell1.id)
+    answer = verify("--cell_uuid", unknown, "--repair")
     assert (answer.exit_code, answer.err.count("\n")) == (255, 1)
+    assert world.mapped() == {orphan: world.cell1.id}
 
 
 @pytest.mark.parametrize("options", [["--dry-run"], ["--repair", "--dry-run"]])
