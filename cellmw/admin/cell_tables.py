@@ -7,6 +7,7 @@ copy of an instance that is on its way between two cells, is left out, but where
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 _NUMBERS = (sa.Integer, sa.Numeric, sa.Float)
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class InstanceRow(NamedTuple):
@@ -72,6 +75,8 @@ class CellTables:
         :param hidden: hidden ones, too
         """
         uuid = self._column(session, "instances_table", "instance_uuid")
+        if isinstance(uuid.type, sa.Uuid):  # the database would fail, or find one that is written otherwise
+            uuids = filter(_UUID.fullmatch, uuids)
         found = self._instances(session).where(uuid.in_(list(uuids)))
         if not hidden:
             found = found.where(self._shown(session))
