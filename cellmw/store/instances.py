@@ -75,6 +75,18 @@ _DATES = select(instance_mappings.c.created_at, instance_mappings.c.updated_at).
 
 _FIND_MANY = _INSTANCES.where(instance_mappings.c.instance_uuid.in_(bindparam("uuids", expanding=True)))
 
+_STILL_SO = (
+    instance_mappings.c.instance_uuid == bindparam("was_instance_uuid"),
+    instance_mappings.c.cell_id.is_not_distinct_from(bindparam("was_cell_id")),
+    instance_mappings.c.project_id == bindparam("was_project_id"),
+    instance_mappings.c.user_id.is_not_distinct_from(bindparam("was_user_id")),
+    func.coalesce(instance_mappings.c.queued_for_delete, False) == bindparam("was_queued_for_delete"),
+)
+
+_FORGET = delete(instance_mappings).where(*_STILL_SO)
+
+_CHANGE = update(instance_mappings).where(*_STILL_SO)
+
 _PLAN_EACH = text("SET LOCAL plan_cache_mode = force_custom_plan")
 """Has PostgreSQL make a plan for each statement of a transaction. One that it keeps from when the table was small reads
 the whole table for every thousand instances, which takes seconds.
@@ -295,18 +307,11 @@ def _dated(row: Sequence[Any]) -> DatedMapping:
 
 
 def _change(connection: Connection, read: InstanceMapping, wanted: InstanceMapping | None) -> bool:
-    columns = instance_mappings.c
-    still_so = (
-        columns.instance_uuid == read.instance_uuid,
-        columns.cell_id.is_not_distinct_from(read.cell_id),
-        columns.project_id == read.project_id,
-        columns.user_id.is_not_distinct_from(read.user_id),
-        func.coalesce(columns.queued_for_delete, False) == read.queued_for_delete,
-    )
+    was = {f"was_{name}": value for name, value in read._asdict().items()}
     if wanted is None:
-        return bool(connection.execute(delete(instance_mappings).where(*still_so)).rowcount)
+        return bool(connection.execute(_FORGET, was).rowcount)
     try:
-        return bool(connection.execute(update(instance_mappings).where(*still_so), wanted._asdict()).rowcount)
+        return bool(connection.execute(_CHANGE, was | wanted._asdict()).rowcount)
     except db_exc.DBReferenceError:
         raise CellNotFound(str(wanted.cell_id)) from None
 
