@@ -13,6 +13,7 @@ import functools
 import logging
 import math
 import re
+import sqlite3
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
@@ -62,6 +63,9 @@ _TIMED_OUT = {"57014", 1969, 3024}
 
 _NO_PLACE = {"53300", 1040, 1203, 1226}
 """What a server says that has as many connections as it may have: those that are there go on working."""
+
+_LOCKED = {"55P03", 1205}
+"""What a server says that has waited for a lock as long as one may."""
 
 _NO_PLACE_TEXT = re.compile("too many (clients|connections)|connection slots are reserved")
 """What PostgreSQL says then: where a connection could not be made psycopg has no SQLSTATE."""
@@ -412,6 +416,12 @@ class _BoundedCursor:
 def has_no_place(error: BaseException) -> bool:
     """Tell whether the server has refused a connection because it has too many: it is not down."""
     return _code(error) in _NO_PLACE or _NO_PLACE_TEXT.search(str(error)) is not None
+
+
+def has_no_lock(error: BaseException) -> bool:
+    """Tell whether somebody else has locked what was wanted, for longer than one may wait for it."""
+    # SQLite's extended codes have the plain one in their last byte
+    return _code(error) in _LOCKED or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def cause(error: BaseException) -> str:

@@ -98,13 +98,16 @@ class Import(Command):
         except ConfigError as error:
             raise Refused(str(error)) from None
         urls = CellUrls(self.app.conf)
+        recheck = None
         with self.open_store() as store:
             if not parsed_args.without_urls:
                 recorded = {cell.uuid: cell for cell in store.list_cells()}
                 in_file = {cell.uuid for cell in cells}
-                urls.check(cells, [cell for cell in recorded.values() if cell.uuid not in in_file])
+                recheck = urls.check(cells, [cell for cell in recorded.values() if cell.uuid not in in_file])
                 cells = [_as_recorded(cell, recorded.get(cell.uuid), urls, store) for cell in cells]
-            done = store.import_cells(cells, with_urls=not parsed_args.without_urls, dry_run=parsed_args.dry_run)
+            done = store.import_cells(
+                cells, with_urls=not parsed_args.without_urls, dry_run=parsed_args.dry_run, check=recheck
+            )
         outcomes = [(imported.cell, _outcome(imported, dry_run=parsed_args.dry_run), imported) for imported in done]
         return Report(
             ("Name", "UUID", "Outcome", "Columns"),

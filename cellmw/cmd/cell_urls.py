@@ -23,7 +23,7 @@ from cellmw.resolver import Resolver
 from cellmw.store import migrations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from oslo_config import cfg
 
@@ -141,9 +141,12 @@ class CellUrls:
                 return recorded
         return self.protect(text, store)
 
-    def refuse_shared(self, cells: Iterable[Cell], database: Url | None = None, transport: Url | None = None) -> None:
+    def refuse_shared(
+        self, cells: Iterable[Cell], database: Url | None = None, transport: Url | None = None
+    ) -> Recheck:
         """Refuse what leads to the database or to the queue of one of these cells, however it is written.
 
+        :returns: refuses the same of cells that are recorded meanwhile
         :raises CellExists: if it does
         """
         wanted: list[tuple[str, object]] = []
@@ -151,21 +154,28 @@ class CellUrls:
             wanted.append((_DATABASE_OF, urls.database_place(database.complete)))
         if transport is not None:
             wanted += [(_QUEUE_OF, queue) for queue in urls.transport_place(transport.complete)]
-        taken = self._taken(cells, {what for what, _ in wanted})
-        for what, place in wanted:
-            if (what, place) in taken:
-                raise CellExists(f"cell {taken[what, place]} has that {what} already")
 
-    def check(self, cells: Iterable[Cell], others: Iterable[Cell]) -> None:
+        def refuse(cells: Iterable[Cell]) -> None:
+            taken = self._taken(cells, {what for what, _ in wanted})
+            for what, place in wanted:
+                if (what, place) in taken:
+                    raise CellExists(f"cell {taken[what, place]} has that {what} already")
+
+        refuse(checked := list(cells))
+        return Recheck(checked, refuse)
+
+    def check(self, cells: Iterable[Cell], others: Iterable[Cell]) -> Recheck:
         """Check cells that are to be recorded together.
 
         What can't be made out on this host is noted, and not checked: a file or a variable may be there on others.
 
         :param others: those that are recorded, and stay as they are
+        :returns: compares these cells with others that are recorded meanwhile
         :raises Refused: if nobody could use one of their URLs
         :raises CellExists: if two of all these cells have a database or a queue in common
         """
-        taken = self._taken(others)
+        taken = self._taken(checked := list(others))
+        new: dict[tuple[str, object], Cell] = {}
         for cell in map(self._resolver.resolve, cells):
             with contextlib.suppress(CellMisconfigured):  # which is noted with its place
                 url = cell.reveal_database_connection()
@@ -174,10 +184,10 @@ class CellUrls:
                 url = cell.reveal_transport_url()
                 check = partial(urls.check_transport_url, self._conf, url, may_have_no_queue=True)
                 _check(f"cell {cell}: {_TRANSPORT}", check)
-            for what, place in (places := _places(cell)):
-                if (what, place) in taken:
-                    raise CellExists(f"cell {cell} would have the {what} of cell {taken[what, place]}")
-            taken |= dict.fromkeys(places, cell)
+            places = dict.fromkeys(_places(cell), cell)
+            _refuse_both(places, taken | new)
+            new |= places
+        return Recheck(checked, lambda others: _refuse_both(new, self._taken(others)))
 
     def _taken(self, cells: Iterable[Cell], kinds: Collection[str] = _KINDS) -> dict[tuple[str, object], Cell]:
         """Return which place is which cell's, of these kinds."""
@@ -197,6 +207,32 @@ class CellUrls:
         if complete != revealed and not urls.fields(revealed):
             note(f"{what}: two braces in it stand for one, as in Nova; %7B and %7D stand for braces in any case")
         return Url(stored, complete)
+
+
+class Recheck:
+    """Checks cells that were recorded or changed since all were checked. Lives as long as the command.
+
+    It is for whoever has locked the records, so that others wait for nothing but what nobody could look at before.
+    """
+
+    def __init__(self, checked: Iterable[Cell], check: Callable[[Iterable[Cell]], None]) -> None:
+        """Take those that were checked, and what checks."""
+        self._checked = {(cell.uuid, cell.fingerprint) for cell in checked}
+        self._check = check
+
+    def __call__(self, cells: Iterable[Cell]) -> None:
+        """Check those of these cells that are new, or have another URL.
+
+        :raises CellExists: if one of them has what is to be recorded
+        """
+        self._check([cell for cell in cells if (cell.uuid, cell.fingerprint) not in self._checked])
+
+
+def _refuse_both(places: Mapping[tuple[str, object], Cell], taken: Mapping[tuple[str, object], Cell]) -> None:
+    """Refuse places of new cells that are other cells' already."""
+    for (what, place), cell in places.items():
+        if (what, place) in taken:
+            raise CellExists(f"cell {cell} would have the {what} of cell {taken[what, place]}")
 
 
 def _check(what: str, check: Callable[[], list[str]]) -> None:

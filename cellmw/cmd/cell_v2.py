@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from cellmw.cell import Cell
+    from cellmw.cmd.cell_urls import Recheck
     from cellmw.store import Store
 
 
@@ -49,14 +50,14 @@ class CreateCell(Command):
         transport = urls_of_cell.transport(parsed_args.transport_url)
         database = urls_of_cell.database(parsed_args.database_connection)
         with self.open_store() as store:
-            urls_of_cell.refuse_shared(store.list_cells(), database, transport)
+            recheck = urls_of_cell.refuse_shared(store.list_cells(), database, transport)
             record: dict[str, Any] = {
                 "name": parsed_args.name,
                 "transport_url": urls_of_cell.protect(transport.stored, store),
                 "database_connection": urls_of_cell.protect(database.stored, store),
                 "disabled": parsed_args.disabled,
             }
-            uuid = None if parsed_args.dry_run else store.create_cell(**record).uuid
+            uuid = None if parsed_args.dry_run else store.create_cell(**record, check=recheck).uuid
         if not parsed_args.transport_url:
             note("the cell has the transport URL of [DEFAULT] transport_url")
         if not parsed_args.database_connection:
@@ -114,7 +115,7 @@ class MapCell0(Command):
             if any(cell.uuid == CELL0_UUID for cell in cells):
                 left = "cell0 is recorded already, and was left as it is"
                 return outcome("cell0", CELL0_UUID, "unchanged", lines=[left])
-            urls_of_cell.refuse_shared(cells, database)
+            recheck = urls_of_cell.refuse_shared(cells, database)
             record: dict[str, Any] = {
                 "uuid": CELL0_UUID,
                 "name": "cell0",
@@ -123,7 +124,7 @@ class MapCell0(Command):
             }
             if parsed_args.dry_run:
                 return outcome("cell0", CELL0_UUID, "would be created", lines=["cell0 would be recorded"])
-            store.create_cell(**record)
+            store.create_cell(**record, check=recheck)
         return outcome("cell0", CELL0_UUID, "created", lines=[])
 
 
@@ -191,10 +192,12 @@ class UpdateCell(Command):
             cell = next((cell for cell in cells if cell.uuid == uuid), None)
             if cell is None:
                 raise CellNotFound(uuid)
-            changed = Wish(parsed_args, CellUrls(self.app.conf)).changes(cell, cells, store)
+            wish = Wish(parsed_args, CellUrls(self.app.conf))
+            changed = wish.changes(cell, store)
+            recheck = wish.refuse_shared(changed, (other for other in cells if other is not cell))
             _refuse_states(cell, parsed_args)
             if changed and not dry_run:
-                store.update_cell(uuid, **changed, read=cell)
+                store.update_cell(uuid, **changed, read=cell, check=recheck)
         if not changed:
             return outcome(cell.name, uuid, "unchanged", lines=[f"cell {cell}: nothing to change"])
         columns = tuple(changed)
@@ -223,11 +226,9 @@ class Wish:
             urls_of_cell.database(parsed_args.database_connection) if parsed_args.database_connection else None
         )
 
-    def changes(self, cell: Cell, cells: Iterable[Cell], store: Store) -> dict[str, Any]:
+    def changes(self, cell: Cell, store: Store) -> dict[str, Any]:
         """Return the columns of the record that are to be different, with what is to stand there.
 
-        :param cells: all that are recorded
-        :raises CellExists: if another of them has such a database or message queue
         :raises Refused: if Nova could not read what would be recorded
         """
         before = _record(cell)
@@ -237,24 +238,28 @@ class Wish:
         if self.database is not None:
             stored = self._urls.as_recorded(self.database.stored, cell.reveal_database_connection, store)
             wanted["database_connection"] = stored
-        changed = {column: value for column, value in wanted.items() if value not in (None, before[column])}
-        self._urls.refuse_shared(
-            (other for other in cells if other.uuid != cell.uuid),
-            self.database if "database_connection" in changed else None,
-            self.transport if "transport_url" in changed else None,
-        )
-        return changed
+        return {column: value for column, value in wanted.items() if value not in (None, before[column])}
 
-    def record(self, cells: Iterable[Cell], store: Store) -> dict[str, Any]:
+    def refuse_shared(self, columns: Collection[str], others: Iterable[Cell]) -> Recheck:
+        """Refuse URLs that lead to the database or to the queue of another cell.
+
+        :param columns: those that are to be written
+        :returns: refuses the same of cells that are recorded meanwhile
+        :raises CellExists: if one does
+        """
+        return self._urls.refuse_shared(
+            others,
+            self.database if "database_connection" in columns else None,
+            self.transport if "transport_url" in columns else None,
+        )
+
+    def record(self, store: Store) -> dict[str, Any]:
         """Return the columns of a new record, but for the uuid.
 
-        :param cells: all that are recorded
-        :raises CellExists: if one of them has such a database or message queue
         :raises Refused: if a URL is missing, or Nova could not read what would be recorded
         """
         if self.transport is None or self.database is None:
             raise Refused("there is no such cell: to create it give --transport-url and --database_connection")
-        self._urls.refuse_shared(cells, self.database, self.transport)
         return {
             "name": self.name,
             "transport_url": self._urls.protect(self.transport.stored, store),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cellmw.cell import Cell
+    from cellmw.cmd.cell_urls import Recheck
     from cellmw.store import Store
 
 _NAMESPACE = uuid.UUID("b0a3c2de-6d1f-4f0e-9a57-3c1f0e8d2a64")
@@ -69,18 +70,20 @@ class EnsureCell(Command):
         cell = _find(cells, parsed_args.cell_uuid, parsed_args.name)
         if cell is None:
             return self._create(parsed_args, wish, cells, store)
-        changed = wish.changes(cell, cells, store)
+        changed = wish.changes(cell, store)
+        recheck = wish.refuse_shared(changed, (other for other in cells if other is not cell))
         if not changed:
             return outcome(cell.name, cell.uuid, "unchanged", lines=[f"cell {cell}: unchanged"])
         if not parsed_args.dry_run:
-            store.update_cell(cell.uuid, **changed, read=cell)
+            store.update_cell(cell.uuid, **changed, read=cell, check=recheck)
             say_when(self.app.conf, changed.keys())
         what = "would be changed" if parsed_args.dry_run else "changed"
         line = f"cell {cell}: {what} ({', '.join(changed)})"
         return outcome(changed.get("name", cell.name), cell.uuid, what, tuple(changed), lines=[line])
 
     def _create(self, parsed_args: argparse.Namespace, wish: Wish, cells: Sequence[Cell], store: Store) -> Report:
-        record = wish.record(cells, store)
+        record = wish.record(store)
+        recheck = wish.refuse_shared(record, cells)
         # one uuid for one name, so that two who create it at the same moment do not get two cells
         record["uuid"] = parsed_args.cell_uuid or str(uuid.uuid5(_NAMESPACE, parsed_args.name))
         if record["uuid"] == CELL0_UUID:
@@ -89,7 +92,7 @@ class EnsureCell(Command):
             raise Refused(f"the cell that was made as {wish.name} is called something else now: give --cell_uuid")
         what = "would be created" if parsed_args.dry_run else "created"
         if not parsed_args.dry_run:
-            _write(store, record)
+            _write(store, record, recheck)
         line = f"cell {record['name'] or record['uuid']}: {what}"
         return outcome(record["name"], record["uuid"], what, lines=[line])
 
@@ -119,13 +122,13 @@ def _find(cells: Sequence[Cell], cell_uuid: str | None, name: str) -> Cell | Non
     return found[0] if found else None
 
 
-def _write(store: Store, record: dict[str, Any]) -> None:
+def _write(store: Store, record: dict[str, Any], recheck: Recheck) -> None:
     """Write a new record.
 
     :raises CellChanged: if the cell was not there a moment ago, and is now
     """
     try:
-        store.create_cell(**record)
+        store.create_cell(**record, check=recheck)
     except CellExists:
         if any(cell.uuid == record["uuid"] for cell in store.list_cells()):
             raise CellChanged(record["uuid"]) from None

@@ -45,13 +45,14 @@ class _Setup(Command):
 
         def record() -> Cell | None:
             store = cells.store
-            urls_of_cell.refuse_shared(store.list_cells(), database, transport)
+            recheck = urls_of_cell.refuse_shared(store.list_cells(), database, transport)
             if dry_run:
                 return None
             cell = store.create_cell(
                 name=name,
                 transport_url=urls_of_cell.protect(transport.stored, store),
                 database_connection=urls_of_cell.protect(database.stored, store),
+                check=recheck,
             )
             note(f"cell {cell.uuid} is recorded, with the database of [database] connection")
             return cell

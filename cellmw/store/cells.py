@@ -12,11 +12,11 @@ from sqlalchemy import delete, func, insert, inspect, select, text, update
 
 from cellmw.cell import NO_TRANSPORT_SCHEME, Cell
 from cellmw.exceptions import CellChanged, CellExists, CellInUse, CellNotFound
-from cellmw.store.database import UNSET, Database, Unset, given
+from cellmw.store.database import DATABASE_ERRORS, UNSET, Database, Unset, failure, given, is_locked
 from cellmw.store.models import cell_mappings, drained_cells, host_mappings, instance_mappings, progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -30,6 +30,25 @@ _CELLS = select(
     cell_mappings.c.transport_url,
     cell_mappings.c.database_connection,
 )
+
+_LOCK: dict[str, tuple[Any, ...]] = {
+    "mysql": (
+        # locks what is between the rows, too, where a new one would come; for this transaction only
+        text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
+        _CELLS.order_by(cell_mappings.c.id).with_for_update(),
+    ),
+    "postgresql": (
+        text("SET LOCAL lock_timeout = '10s'"),
+        # takes no snapshot: what is read afterwards is as the one before has left it
+        text("LOCK TABLE cell_mappings IN SHARE ROW EXCLUSIVE MODE"),
+    ),
+}
+"""What keeps everybody else, nova-manage too, from writing cells until the transaction ends; nobody from reading them.
+
+Both wait, MySQL and MariaDB for innodb_lock_wait_timeout; there, a host or an instance that is mapped to a cell waits,
+too. Where there is no cell yet they let several in, and end all but one of them. A SQLite file has one writer at a time
+as it is.
+"""
 
 _MOVE_SEQUENCE = text(
     "SELECT setval(ids, greatest(:used, pg_sequence_last_value(ids))) "
@@ -51,6 +70,10 @@ class Imported:
     outcome: str
     changed: tuple[str, ...] = ()
 
+
+if TYPE_CHECKING:
+    Check = Callable[[Sequence[Cell]], object]
+    """What else is to be checked of the other cells, while nobody can write any: it raises what there is to raise."""
 
 _UNSHARED = {
     "id": "id",
@@ -84,8 +107,9 @@ class CellRecords(Database):
         database_connection: str,
         disabled: bool = False,
         uuid: str | None = None,
+        check: Check | None = None,
     ) -> Cell:
-        """Record a cell. Nothing is locked: two that are recorded at the same moment don't see each other's URLs.
+        """Record a cell. Locks all cells: of two that are recorded at the same moment one sees the other's URLs.
 
         :param uuid: a new one by default
         :raises CellExists: if another cell has that uuid or one of those URLs
@@ -99,7 +123,8 @@ class CellRecords(Database):
         }
 
         def work(connection: Connection) -> Cell:
-            _check_that_new(connection, values)
+            _lock_cells(connection)
+            _check_that_new(connection, values, check)
             try:
                 key = connection.execute(insert(cell_mappings).values(values)).inserted_primary_key
             except db_exc.DBDuplicateEntry:
@@ -107,7 +132,7 @@ class CellRecords(Database):
             assert key is not None
             return Cell(id=key[0], **values)
 
-        return self._write(work)
+        return self._write_again(work)
 
     def update_cell(
         self,
@@ -118,8 +143,9 @@ class CellRecords(Database):
         database_connection: str | Unset = UNSET,
         disabled: bool | Unset = UNSET,
         read: Cell | None = None,
+        check: Check | None = None,
     ) -> Cell:
-        """Change what is given of a cell. Locks its row.
+        """Change what is given of a cell. Locks its row, and all cells where it gets a URL.
 
         :param read: the cell as it was read before: where its URLs are others by now nothing is changed
         :raises CellNotFound: if there is none
@@ -131,20 +157,24 @@ class CellRecords(Database):
         )
 
         def work(connection: Connection) -> Cell:
+            if {"transport_url", "database_connection"} & values.keys():
+                _lock_cells(connection)
             # compared here, as MySQL takes two passwords for the same that differ in case
             if read is not None and _get(connection, uuid, lock=True).fingerprint != read.fingerprint:
                 raise CellChanged(uuid)
-            _check_that_new(connection, values | {"uuid": uuid}, updated=uuid)
+            _check_that_new(connection, values | {"uuid": uuid}, check, updated=uuid)
             if values:
                 connection.execute(update(cell_mappings).where(cell_mappings.c.uuid == uuid).values(values))
             return _get(connection, uuid)
 
-        return self._write(work)
+        return self._write_again(work)
 
-    def import_cells(self, cells: Iterable[Cell], *, with_urls: bool = True, dry_run: bool = False) -> list[Imported]:
+    def import_cells(
+        self, cells: Iterable[Cell], *, with_urls: bool = True, dry_run: bool = False, check: Check | None = None
+    ) -> list[Imported]:
         """Record these cells, with their ids, and change those that are recorded differently; no other is touched.
 
-        All of them, or none. Locks the rows that it changes.
+        All of them, or none. Locks all cells.
 
         :param with_urls: whether to record their URLs; without them each has NULL there, and one that it had is gone
         :param dry_run: only say what would be done
@@ -154,18 +184,22 @@ class CellRecords(Database):
         wanted = [_record(cell, with_urls) for cell in cells]
 
         def work(connection: Connection) -> list[Imported]:
+            if not dry_run:
+                _lock_cells(connection)
             recorded = {
                 row.uuid: row._asdict() | {"disabled": bool(row.disabled)} for row in connection.execute(_CELLS)
             }
             _check_import(wanted, recorded)
+            others = recorded.keys() - {record["uuid"] for record in wanted}
+            if check is not None:
+                check([Cell(**recorded[uuid]) for uuid in others])
             done = [_imported(record, recorded.get(record["uuid"])) for record in wanted]
             if not dry_run:
                 _write_import(connection, done, {record["uuid"]: record for record in wanted})
-            others = recorded.keys() - {record["uuid"] for record in wanted}
             done += [Imported(Cell(**recorded[uuid]), "left alone") for uuid in others]
             return sorted(done, key=lambda imported: imported.cell.id)
 
-        return self._write(work)
+        return self._write_again(work)
 
     def delete_cell(self, uuid: str, *, force: bool = False, dry_run: bool = False) -> None:
         """Forget a cell that no host and no instance is mapped to. Locks its row, and those of its mappings.
@@ -213,17 +247,32 @@ def _get(connection: Connection, ref: int | str, *, lock: bool = False) -> Cell:
     return _cell(row)
 
 
-def _check_that_new(connection: Connection, values: dict[str, Any], *, updated: str | None = None) -> None:
+def _lock_cells(connection: Connection) -> None:
+    """Keep everybody else from writing cells; the first thing in a transaction."""
+    try:
+        for statement in _LOCK.get(connection.dialect.name, ()):
+            connection.execute(statement)
+    except DATABASE_ERRORS as error:
+        if is_locked(error):
+            raise failure(error) from None  # for oslo.db it is a deadlock, which would be tried again and again
+        raise
+
+
+def _check_that_new(
+    connection: Connection, values: dict[str, Any], check: Check | None, *, updated: str | None = None
+) -> None:
     """Refuse what only one cell can have; the one that is updated may go on having it."""
-    for other in connection.execute(_CELLS.order_by(cell_mappings.c.id)):
-        if other.uuid == updated:
-            continue
+    rows = connection.execute(_CELLS.order_by(cell_mappings.c.id)).all()
+    others = [row for row in rows if row.uuid != updated]
+    for other in others:
         if other.uuid == values["uuid"]:
             raise _same_uuid(other.uuid)
         if other.database_connection == values.get("database_connection"):
             raise CellExists(f"cell {other.uuid} has that database connection already")
         if other.transport_url == values.get("transport_url") and not _is_no_transport(other.transport_url):
             raise CellExists(f"cell {other.uuid} has that transport URL already")
+    if check is not None:
+        check([_cell(other) for other in others])
 
 
 def _record(cell: Cell, with_urls: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from oslo_db import exception as db_exc
 from sqlalchemy import exc
 
 from cellmw import engines, forks
-from cellmw.bounds import Bounds, cause, has_no_place
+from cellmw.bounds import Bounds, cause, has_no_lock, has_no_place
 from cellmw.breaker import ProbedBreaker
 from cellmw.deadline import after
 from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
@@ -35,6 +35,9 @@ Result = TypeVar("Result")
 DATABASE_ERRORS = (db_exc.DBError, exc.SQLAlchemyError)
 """What a database failure is raised as: oslo.db translates what comes from a driver, and lets the rest through."""
 
+
+_ATTEMPTS = 10
+"""How often a transaction is tried that the database ends as two wait for each other."""
 
 _NO_ANSWER = "the API database does not answer, or refuses the connection"
 """What is said while it is down."""
@@ -242,9 +245,16 @@ def failure(error: Exception) -> StoreUnavailable:
         return StoreUnavailable("the API database does not exist: create it, then run `cellmw-manage api_db sync`")
     if isinstance(error, exc.TimeoutError):
         return StoreUnavailable("no connection to the API database became free: max_pool_size may be too small")
+    if is_locked(error):
+        return StoreUnavailable("somebody else has locked what is to be written in the API database: run it again")
     if _dropped(error) or getattr(_untranslated(error), "statement", "") is None:
         return StoreUnavailable(_NO_ANSWER)
     return StoreUnavailable(f"the API database failed: {_driver_error(error)}")
+
+
+def is_locked(error: Exception) -> bool:
+    """Tell whether one of :data:`DATABASE_ERRORS` says that a lock was waited for in vain."""
+    return has_no_lock(_original(error))
 
 
 def _dropped(error: Exception) -> bool:
@@ -255,8 +265,12 @@ def _untranslated(error: Exception) -> Exception:
     return getattr(error, "inner_exception", None) or error
 
 
+def _original(error: Exception) -> BaseException:
+    return getattr(_untranslated(error), "orig", None) or error
+
+
 def _driver_error(error: Exception) -> str:
     """Name the error without its message, in which a driver may quote what was to be written."""
-    original = getattr(_untranslated(error), "orig", None) or error
+    original = _original(error)
     number = next((str(argument) for argument in original.args[:1] if isinstance(argument, int)), "")
     return f"{type(original).__name__} {number}".rstrip()

@@ -97,6 +97,38 @@ def test_interrupted_while_it_waits(
     assert store.list_cells() == []
 
 
+def test_created_by_two_at_the_same_moment(store: Store, started: Callable[..., subprocess.Popen[str]]) -> None:
+    """Both have found no such cell when they go to write: one is recorded, and the other refused as a later one is."""
+    same = ["--transport-url", "rabbit://other@H:5672/", "--database_connection", "mysql+pymysql://other@h:3306/cell1"]
+    with locked(store, AGAINST_WRITERS):
+        processes = [started("create_cell", *options) for options in (URLS, same)]
+        wait_for_waiters(store.engine, len(processes))
+    done = answers(processes)
+    (cell,) = store.list_cells()
+    assert sorted(done) == [(0, "", ""), (2, "", f"cellmw-manage: cell {cell} has that database already\n")]
+
+
+@pytest.mark.parametrize(("which", "taken"), [(0, "message queue"), (2, "database")])
+def test_two_cells_given_one_url_at_the_same_moment(
+    store: Store, started: Callable[..., subprocess.Popen[str]], which: int, taken: str
+) -> None:
+    """Of two cells that are to have the same message queue, or the same database, one gets it."""
+    cells = [
+        store.create_cell(name=name, transport_url=f"rabbit://{name}/", database_connection=f"mysql://{name}/{name}")
+        for name in ("cell1", "cell2")
+    ]
+    with locked(store, AGAINST_WRITERS):
+        processes = [
+            started("update_cell", "--cell_uuid", cell.uuid, URLS[which], URLS[which + 1].replace("u:s3cret", user))
+            for cell, user in zip(cells, ("u:s3cret", "v"), strict=True)
+        ]
+        wait_for_waiters(store.engine, len(processes))
+    done = answers(processes)
+    changed = cells[[code for code, _, _ in done].index(0)]
+    assert sorted(code for code, _, _ in done) == [0, 3]
+    assert f"cellmw-manage: cell {changed} has that {taken} already\n" in [err for _, _, err in done]
+
+
 @pytest.mark.parametrize("who", [["--cell_uuid", "5d5fdd4b-0d4a-4b7c-8a1e-0f6f3d4e1a01"], ["--name", "cell1"]])
 def test_ensured_by_several_at_the_same_moment(
     store: Store, started: Callable[..., subprocess.Popen[str]], who: list[str]

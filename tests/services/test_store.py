@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
 from cellmw import engines
-from cellmw.exceptions import CellChanged, CellInUse, CellNotFound, InstanceMapped, StoreUnavailable
+from cellmw.cell import Cell
+from cellmw.exceptions import CellChanged, CellExists, CellInUse, CellNotFound, InstanceMapped, StoreUnavailable
 from cellmw.store import InstanceMapping, Store, migrations
+from cellmw.store.cells import _LOCK
 from cellmw.store.models import cell_mappings
-from tests.servers.locks import wait_for_waiters
+from tests.servers.locks import PATIENCE, wait_for_waiters
 from tests.unit.test_store_cells import *  # noqa: F403 - every test there, with the store from here
 from tests.unit.test_store_cells import create
 from tests.unit.test_store_holds import *  # noqa: F403
@@ -22,7 +25,8 @@ from tests.unit.test_store_instances import *  # noqa: F403
 from tests.unit.test_store_progress import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from sqlalchemy import Engine
 
@@ -90,6 +94,128 @@ def test_update_waits_for_who_changes_the_cell(store: Store, server: Engine) -> 
         with pytest.raises(CellChanged):
             update.result()
     assert store.get_cell(cell.uuid).reveal_transport_url() == "rabbit://moved/"
+
+
+# whatever the server does by default
+LOOSE = {
+    "mysql": {"init_command": "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"},
+    "postgresql": {"options": r"-c default_transaction_isolation=repeatable\ read"},
+}
+
+
+def loose(store: Store) -> Store:
+    """The same store, where transactions are isolated in the way that lets most through."""
+    url = store.engine.url.update_query_dict(LOOSE[store.engine.dialect.name])
+    options = {"max_pool_size": 6}
+    return Store(engines.make_engine(url.render_as_string(hide_password=False), options, pre_ping=False))
+
+
+@pytest.mark.parametrize("there", [0, 2], ids=["none", "some"])
+@pytest.mark.parametrize("isolated", [lambda store: store, loose], ids=["by default", "loosely"])
+def test_cells_that_are_recorded_at_the_same_moment(
+    store: Store, isolated: Callable[[Store], Store], there: int
+) -> None:
+    """Of many who record cells with one database exactly one does, whether there are other cells or not."""
+    for number in range(there):
+        create(store, number)
+    count = 6
+    barrier = threading.Barrier(count)
+
+    def record(number: int) -> Cell:
+        barrier.wait(PATIENCE)
+        return writer.create_cell(
+            name=f"new{number}", transport_url=f"rabbit://new{number}/", database_connection="sqlite:///new.db"
+        )
+
+    with isolated(store) as writer:
+        for _ in range(5):
+            with ThreadPoolExecutor(count) as threads:
+                calls = [threads.submit(record, number) for number in range(count)]
+            errors = [call.exception() for call in calls]
+            new = store.list_cells()[there:]
+            assert [cell.name for cell in new] == [f"new{errors.index(None)}"]
+            refusals = {str(error) for error in errors if error is not None}
+            assert refusals == {f"cell {new[0].uuid} has that database connection already"}
+            assert sum(isinstance(error, CellExists) for error in errors) == count - 1
+            store.delete_cell(new[0].uuid)
+
+
+@pytest.mark.parametrize("there", [0, 1], ids=["none", "some"])
+@pytest.mark.parametrize("isolated", [lambda store: store, loose], ids=["by default", "loosely"])
+def test_cell_that_is_recorded_while_another_is(
+    store: Store, server: Engine, isolated: Callable[[Store], Store], there: int
+) -> None:
+    """Whoever checks the records has them for itself until its own is there, and the next one's check sees that."""
+    if there:
+        create(store, 1)
+    seen: list[list[str | None]] = []
+    with isolated(store) as writer, ThreadPoolExecutor(1) as thread:
+        later: list[Future[Cell]] = []
+
+        def look(cells: Sequence[Cell]) -> None:
+            seen.append([cell.name for cell in cells])
+            if not later:
+                later.append(thread.submit(create, writer, 2))
+                wait_for_waiters(server, work=later[0])
+
+        try:
+            writer.create_cell(
+                name="new", transport_url="rabbit://x/", database_connection="sqlite:///2.db", check=look
+            )
+            refused = False
+        except CellExists:  # where there is none MariaDB lets both in, and ends the first for the other one
+            refused = True
+        assert (later[0].exception() is None) == refused
+    before = ["cell1"] * there
+    assert [cell.name for cell in store.list_cells()] == [*before, "cell2" if refused else "new"]
+    assert seen[0] == before
+    assert not refused or not there
+
+
+@pytest.mark.parametrize("write", ["create", "update", "import"])
+def test_cells_that_somebody_else_has_locked(
+    store: Store, server: Engine, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    """A lock that is not given back is waited for only so long; the error says what to do, and nothing is written."""
+    cell = create(store, 1)
+    monkeypatch.setitem(_LOCK, "postgresql", (sa.text("SET LOCAL lock_timeout = 50"), *_LOCK["postgresql"][1:]))
+    attempts: list[str] = []
+
+    @sa.event.listens_for(store.engine, "connect")
+    def hurry(connection: Any, record: object) -> None:
+        if store.engine.dialect.name == "mysql":
+            connection.cursor().execute("SET SESSION innodb_lock_wait_timeout = 1")
+
+    @sa.event.listens_for(store.engine, "before_cursor_execute")
+    def count(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if "LOCK TABLE" in statement or "FOR UPDATE" in statement:
+            attempts.append(statement)
+
+    writes: dict[str, Callable[[], object]] = {
+        "create": lambda: create(store, 2),
+        "update": lambda: store.update_cell(cell.uuid, transport_url="rabbit://x/"),
+        "import": lambda: store.import_cells([Cell(7, INSTANCE, "new", False, "rabbit://x/", "sqlite:///x.db")]),
+    }
+    store.engine.dispose()
+    with server.execution_options(isolation_level="READ COMMITTED").connect() as other:
+        other.execute(sa.update(cell_mappings).values(name="x"))
+        with pytest.raises(StoreUnavailable, match=r"locked .*: run it again"):
+            writes[write]()
+    assert len(attempts) == 1
+    assert store.list_cells() == [cell]
+    writes[write]()
+
+
+def test_cells_can_be_read_while_one_is_recorded(store: Store) -> None:
+    """Whoever records a cell keeps nobody from reading cells, and a dry run writes nothing and waits for nothing."""
+    cell = create(store, 1)
+
+    def look(cells: Sequence[Cell]) -> None:
+        assert store.list_cells() == [cell]
+        assert store.update_cell(cell.uuid) == cell
+        assert len(store.import_cells([cell], dry_run=True)) == 1
+
+    store.create_cell(name="new", transport_url="rabbit://x/", database_connection="sqlite:///x.db", check=look)
 
 
 def test_read_survives_dropped_connections(store: Store, server: Engine) -> None:

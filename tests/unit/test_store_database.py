@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,20 @@ def test_commit_is_never_repeated(engine: Engine, connections: list[Any], limits
     with pytest.raises(StoreUnavailable):
         store.create_instance(INSTANCE, project_id="p")
     assert len(connections) == 1
+
+
+def test_database_that_somebody_else_writes(engine: Engine) -> None:
+    """A file that somebody else is writing to all the time is said to be locked, with what to do."""
+    url = engine.url.update_query_dict({"timeout": "0.01"}).render_as_string(hide_password=False)
+    with (
+        contextlib.closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as other,
+        Store(engines.make_engine(url, {}, pre_ping=False)) as store,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match=r"locked .*: run it again"):
+            store.create_instance(INSTANCE, project_id="p")
+        other.execute("ROLLBACK")
+        store.create_instance(INSTANCE, project_id="p")
 
 
 def test_database_that_is_not_there(tmp_path: Path) -> None:
