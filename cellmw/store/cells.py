@@ -267,9 +267,11 @@ def _check_that_new(
     for other in others:
         if other.uuid == values["uuid"]:
             raise _same_uuid(other.uuid)
-        if other.database_connection == values.get("database_connection"):
+        if other.database_connection and other.database_connection == values.get("database_connection"):
             raise CellExists(f"cell {other.uuid} has that database connection already")
-        if other.transport_url == values.get("transport_url") and not _is_no_transport(other.transport_url):
+        if not other.transport_url or _is_no_transport(other.transport_url):
+            continue
+        if other.transport_url == values.get("transport_url"):
             raise CellExists(f"cell {other.uuid} has that transport URL already")
     if check is not None:
         check([_cell(other) for other in others])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -325,6 +325,27 @@ def test_import_while_another_cell_is_recorded(store: Store, monkeypatch: pytest
     with pytest.raises(CellExists, match="meanwhile"):
         store.import_cells([brought(2, name="new"), brought(1, CELL0_UUID)])
     assert recorded(store) == before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "new"},
+        {"disabled": True},
+        {"transport_url": "rabbit://x/"},
+        {"database_connection": "sqlite:///x.db"},
+    ],
+    ids=str,
+)
+def test_update_beside_cells_without_urls(store: Store, given: dict[str, Any]) -> None:
+    """Cells that have no URL in their records have none in common: another one, or one of them, can be changed."""
+    store.import_cells([brought(1), brought(2), brought(3)], with_urls=False)
+    cell = create(store, 4)
+    for each in (cell.uuid, brought(2).uuid):
+        changed = store.update_cell(each, **given)
+        assert {name: getattr(changed, name) for name in given if hasattr(changed, name)}.items() <= given.items()
+        if "transport_url" in given or "database_connection" in given:
+            store.delete_cell(each)
 
 
 def test_import_without_urls(store: Store) -> None:
