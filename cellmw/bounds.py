@@ -67,6 +67,9 @@ _NO_PLACE = {"53300", 1040, 1203, 1226}
 _LOCKED = {"55P03", 1205}
 """What a server says that has waited for a lock as long as one may."""
 
+_FORBIDDEN = {"42501", "25006", 1142, 1143, 1290, 1792, 1836}
+"""What a server says that does not let this user do it, or is read-only."""
+
 _NO_PLACE_TEXT = re.compile("too many (clients|connections)|connection slots are reserved")
 """What PostgreSQL says then: where a connection could not be made psycopg has no SQLSTATE."""
 
@@ -422,6 +425,11 @@ def has_no_lock(error: BaseException) -> bool:
     """Tell whether somebody else has locked what was wanted, for longer than one may wait for it."""
     # SQLite's extended codes have the plain one in their last byte
     return _code(error) in _LOCKED or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Tell whether it is not granted to the user, or nobody may write there."""
+    return _code(error) in _FORBIDDEN or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
 
 
 def cause(error: BaseException) -> str:

@@ -195,6 +195,8 @@ class CellUrls:
 
     def _url(self, what: str, typed: str | None, own: str | None, option: str) -> Url:
         stored = typed or urls.literal(own or "")
+        if any("\ud800" <= character <= "\udfff" for character in stored):
+            raise Refused(f"{what} is not UTF-8: give it with its special characters percent-encoded")
         try:
             revealed = self._credentials.reveal(stored)
             if not own and urls.fields(revealed):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from cellmw import deploy, urls
@@ -46,6 +47,7 @@ class CreateCell(Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Record the cell."""
+        check_name(parsed_args.name)
         urls_of_cell = CellUrls(self.app.conf)
         transport = urls_of_cell.transport(parsed_args.transport_url)
         database = urls_of_cell.database(parsed_args.database_connection)
@@ -217,8 +219,7 @@ class Wish:
         :raises Refused: if nobody could use one of the URLs, or the column does not take the name
         """
         self.name: str | None = parsed_args.name or None
-        if self.name and len(self.name) > _LONGEST_NAME:
-            raise Refused(f"the name has more than {_LONGEST_NAME} characters: give a shorter one")
+        check_name(self.name)
         self.disabled = True if parsed_args.disable else False if parsed_args.enable else None
         self._urls = urls_of_cell
         self.transport = urls_of_cell.transport(parsed_args.transport_url) if parsed_args.transport_url else None
@@ -279,6 +280,17 @@ def _record(cell: Cell) -> dict[str, Any]:
     return record
 
 
+def check_name(name: str | None) -> None:
+    """Refuse a name that not every database takes, or that is more than a line where it is shown.
+
+    :raises Refused: if it is one
+    """
+    if name and len(name) > _LONGEST_NAME:
+        raise Refused(f"the name has more than {_LONGEST_NAME} characters: give a shorter one")
+    if name and any(unicodedata.category(character) in _IN_NO_NAME for character in name):
+        raise Refused("the name has a control character in it, or is not UTF-8: give another one")
+
+
 def say_when(conf: cfg.ConfigOpts, columns: Collection[str]) -> None:
     """Note when services do as the record has it now."""
     note(f"running services follow within {deploy.settings(conf).refresh_interval:g} s ([cellmw] refresh_interval)")
@@ -322,6 +334,9 @@ def _shown(reveal: Callable[[], str]) -> str:
 
 _LONGEST_NAME = 255
 """How many characters the column takes; SQLite takes more, which no other database would take over."""
+
+_IN_NO_NAME = ("Cc", "Cs")
+"""What Unicode calls control characters, and what stands for bytes that are no character."""
 
 _BOTH_STATES = 4
 

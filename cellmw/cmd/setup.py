@@ -7,16 +7,19 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cellmw import own_urls
 from cellmw.admin import access, discovery, first_cell
 from cellmw.cmd import hosts
 from cellmw.cmd.arguments import take_transport_url
 from cellmw.cmd.cell_urls import CellUrls
-from cellmw.cmd.cell_v2 import MapCell0
+from cellmw.cmd.cell_v2 import MapCell0, check_name
 from cellmw.cmd.command import Command, Refused, Report, note
 from cellmw.cmd.instances import MapInstances
 from cellmw.exceptions import CellExists, HostsScattered
 
 if TYPE_CHECKING:
+    from oslo_config import cfg
+
     from cellmw.admin.first_cell import FirstCell
     from cellmw.cell import Cell
     from cellmw.cells import Cells
@@ -41,7 +44,7 @@ class _Setup(Command):
     def set_up(self, cells: Cells, transport: Url, name: str | None, *, dry_run: bool) -> FirstCell:
         """Map the hosts of ``[database] connection``, and say what has come of it."""
         urls_of_cell = CellUrls(self.app.conf)
-        database = urls_of_cell.database(None)
+        database = _database(urls_of_cell, self.app.conf)
 
         def record() -> Cell | None:
             store = cells.store
@@ -89,6 +92,7 @@ class MapCellAndHosts(_Setup):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Report:
         """Record the cell, and map its hosts."""
+        check_name(parsed_args.name)
         transport = CellUrls(self.app.conf).transport(parsed_args.transport_url)
         with access.open_cells(self.app.conf) as cells:
             done = self.set_up(cells, transport, parsed_args.name, dry_run=parsed_args.dry_run)
@@ -108,6 +112,7 @@ class SimpleCellSetup(_Setup):
         """Record cell0 and the cell, and map what is in it."""
         conf, dry_run = self.app.conf, parsed_args.dry_run
         transport = CellUrls(conf).transport(parsed_args.transport_url)
+        _database(CellUrls(conf), conf)
         self._run(MapCell0, database_connection=None, dry_run=dry_run)
         with access.open_cells(conf) as cells:
             if not dry_run:
@@ -135,6 +140,13 @@ class SimpleCellSetup(_Setup):
                 f"{problem}: no instance can be kept there yet; see that the database is there, and make its tables "
                 "(Nova: `nova-manage db sync`)"
             )
+
+
+def _database(urls_of_cell: CellUrls, conf: cfg.ConfigOpts) -> Url:
+    """Return the service's own database, which these commands have no option for."""
+    if not own_urls.database_connection(conf):
+        raise Refused("no database URL: set [database] connection to the one with the hosts")
+    return urls_of_cell.database(None)
 
 
 def _report(done: FirstCell, lines: list[str], *, dry_run: bool) -> Report:

@@ -16,7 +16,7 @@ from oslo_db import exception as db_exc
 from sqlalchemy import exc
 
 from cellmw import engines, forks
-from cellmw.bounds import Bounds, cause, has_no_lock, has_no_place
+from cellmw.bounds import Bounds, cause, has_no_lock, has_no_place, is_forbidden
 from cellmw.breaker import ProbedBreaker
 from cellmw.deadline import after
 from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-DATABASE_ERRORS = (db_exc.DBError, exc.SQLAlchemyError)
+DATABASE_ERRORS = (db_exc.DBError, db_exc.DBInvalidUnicodeParameter, exc.SQLAlchemyError)
 """What a database failure is raised as: oslo.db translates what comes from a driver, and lets the rest through."""
+
+_ODD_VALUE = "the API database does not take what is to be looked up or written"
+"""What is said of what no column takes."""
 
 
 _ATTEMPTS = 10
@@ -245,10 +248,18 @@ def failure(error: Exception) -> StoreUnavailable:
         return StoreUnavailable("the API database does not exist: create it, then run `cellmw-manage api_db sync`")
     if isinstance(error, exc.TimeoutError):
         return StoreUnavailable("no connection to the API database became free: max_pool_size may be too small")
+    if isinstance(error, db_exc.DBInvalidUnicodeParameter):
+        return StoreUnavailable(f"{_ODD_VALUE}: it is not UTF-8")
     if is_locked(error):
         return StoreUnavailable("somebody else has locked what is to be written in the API database: run it again")
     if _dropped(error) or getattr(_untranslated(error), "statement", "") is None:
         return StoreUnavailable(_NO_ANSWER)
+    if is_forbidden(_original(error)):
+        return StoreUnavailable("the user in [api_database] connection may not do that: have it granted to that user")
+    if isinstance(_untranslated(error), exc.DataError):
+        return StoreUnavailable(
+            f"{_ODD_VALUE} ({_driver_error(error)}): it is too long, or has characters that its tables can't keep"
+        )
     return StoreUnavailable(f"the API database failed: {_driver_error(error)}")
 
 

@@ -265,6 +265,29 @@ def test_password_that_is_wrong(url: str) -> None:
         store.find_instance(INSTANCE)
 
 
+READ_ONLY = {
+    "mysql": {"init_command": "SET SESSION TRANSACTION READ ONLY"},
+    "postgresql": {"options": "-c default_transaction_read_only=on"},
+}
+
+
+def test_user_who_may_only_read(store: Store) -> None:
+    """Whoever may not write is told so, with what to do."""
+    url = store.engine.url.update_query_dict(READ_ONLY[store.engine.dialect.name])
+    with Store(engines.make_engine(url.render_as_string(hide_password=False), {}, pre_ping=False)) as reader:
+        assert reader.list_cells() == []
+        with pytest.raises(StoreUnavailable, match="may not do that: have it granted"):
+            create(reader, 1)
+    assert store.list_cells() == []
+
+
+def test_name_that_is_too_long(store: Store) -> None:
+    """What a column does not take is refused with the reason, and quoted nowhere."""
+    with pytest.raises(StoreUnavailable, match="too long, or has characters") as caught:
+        store.create_cell(name="x" * 256, transport_url="rabbit://x/", database_connection="sqlite:///x.db")
+    assert "xx" not in str(caught.value)
+
+
 def test_database_that_is_not_there(url: str) -> None:
     """A database that nobody created says so."""
     missing = sa.make_url(url).set(database="cellmw_test_no_such").render_as_string(hide_password=False)

@@ -69,6 +69,44 @@ def test_create_cell_from_the_configuration(configuration: Path, manage: Manage,
     assert (cell.reveal_transport_url(), cell.reveal_database_connection()) == (CELL1[1], CELL1[3])
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x" * 256, "more than 255 characters"),
+        ("cell1\ncell2", "control character"),
+        ("\x1b[31mcell1", "control character"),
+        ("cell\udcff", "not UTF-8"),
+    ],
+    ids=ascii,
+)
+def test_create_cell_refuses_names(manage: Manage, store: Store, name: str, reason: str) -> None:
+    """A name that a server's column does not take, or that is no single line, is refused on every database."""
+    answer = manage("cell_v2", "create_cell", "--name", name, *CELL1)
+    assert (answer.exit_code, answer.err.count("\n"), reason in answer.err, store.list_cells()) == (1, 1, True, [])
+    assert manage("cell_v2", "ensure_cell", "--name", name, *CELL1).err == answer.err
+    uuid = manage("cell_v2", "create_cell", "--name", "Zoë-日本-" + "x" * 240, "--verbose", *CELL1).out.strip()
+    assert manage("cell_v2", "update_cell", "--cell_uuid", uuid, "--name", name) == (2, "", answer.err)
+
+
+@pytest.mark.parametrize("which", [1, 3])
+def test_create_cell_refuses_urls_that_are_no_text(manage: Manage, store: Store, which: int) -> None:
+    """Bytes that are no UTF-8 are refused before anything is done with them."""
+    urls = [*CELL1]
+    urls[which] += "\udcff"
+    answer = manage("cell_v2", "create_cell", *urls)
+    assert (answer.exit_code, "is not UTF-8" in answer.err, store.list_cells()) == (1, True, [])
+
+
+def test_uuid_that_is_no_text(manage: Manage) -> None:
+    """Nor are they looked up."""
+    answer = manage("cell_v2", "delete_cell", "--cell_uuid", "\udcff")
+    assert answer == (
+        255,
+        "",
+        "cellmw-manage: the API database does not take what is to be looked up or written: it is not UTF-8\n",
+    )
+
+
 def test_create_cell_without_a_transport(manage: Manage) -> None:
     """Without a transport URL, typed or configured, nothing is recorded: oslo.messaging's default is no cell's."""
     answer = manage("cell_v2", "create_cell", *CELL1[2:])

@@ -48,6 +48,27 @@ def at_cell0(tmp_path: Path) -> NovaCell:
     return NovaCell(f"sqlite:///{tmp_path}/nova.sqlite_cell0")
 
 
+@pytest.mark.parametrize("command", ["map_cell_and_hosts", "simple_cell_setup"])
+def test_no_database(cell_v2: Manage, configuration: Path, store: Store, command: str) -> None:
+    """Without [database] connection nothing is recorded, and it is not said to give an option that there is not."""
+    configuration.write_text(configuration.read_text().replace("[database]\nconnection", "[database]\n# connection"))
+    answer = cell_v2(command)
+    assert answer == (
+        1,
+        "",
+        "cellmw-manage: no database URL: set [database] connection to the one with the hosts\n",
+    )
+    assert store.list_cells() == []
+
+
+def test_name_that_no_cell_can_have(cell_v2: Manage, store: Store, nova: NovaCell) -> None:
+    """A name is checked before a host is looked for."""
+    nova.add_hosts(["compute1"])
+    answer = cell_v2("map_cell_and_hosts", "--name", "x" * 256)
+    assert (answer.exit_code, answer.err.count("\n"), "255 characters" in answer.err) == (1, 1, True)
+    assert store.list_cells() == []
+
+
 def notes(answer: Answer) -> list[str]:
     """Return the lines that the command has printed besides, without those of a log."""
     return [

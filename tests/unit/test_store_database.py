@@ -124,6 +124,21 @@ def test_database_that_somebody_else_writes(engine: Engine) -> None:
         store.create_instance(INSTANCE, project_id="p")
 
 
+def test_database_that_is_read_only(engine: Engine) -> None:
+    """A file that may not be written says what to do about it, and can be read."""
+    url = f"sqlite:///file:{engine.url.database}?mode=ro&uri=true"
+    with Store(engines.make_engine(url, {}, pre_ping=False)) as store:
+        assert store.find_instance(INSTANCE) is None
+        with pytest.raises(StoreUnavailable, match="may not do that: have it granted"):
+            store.create_instance(INSTANCE, project_id="p")
+
+
+def test_text_that_is_none(engine: Engine) -> None:
+    """What came from bytes that are no UTF-8 can't be looked up, and that is said."""
+    with pytest.raises(StoreUnavailable, match="not UTF-8"):
+        Store(engine).find_instance("\udcff")
+
+
 def test_database_that_is_not_there(tmp_path: Path) -> None:
     """A database that can't be opened says that it has to be created."""
     with (
