@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cliff import lister
+from oslo_config import cfg
 from oslo_log import log
 from tqdm import tqdm
 
@@ -110,6 +111,10 @@ class Command(_Lister):
             LOG.debug("%s failed", self.cmd_name, exc_info=True)
             note(str(error))
             return self._exit_code(error)
+        except cfg.Error as error:  # whose traceback can have what is behind a $ in a password
+            LOG.debug("%s failed: %s", self.cmd_name, type(error).__name__)
+            note(_wrong_option(error))
+            return ERROR
         except KeyboardInterrupt as interrupt:
             note(f"interrupted: {self.interrupted}")
             return exit_code(interrupt)
@@ -138,10 +143,21 @@ class Command(_Lister):
         formatter = self._formatter_plugins[parsed_args.formatter or "table"].obj
         assert formatter is not None
         self.formatter = formatter
+        known = {self._normalize_column_name(column) for column in report.columns}
+        for column in parsed_args.sort_columns:  # cliff would not sort, and not say so
+            if self._normalize_column_name(column) not in known:
+                raise Refused(f"there is no column {column!r} to sort by: there are {', '.join(report.columns)}", USAGE)
         try:
             self.produce_output(parsed_args, report.columns, report.rows)
         except ValueError as unknown_column:
             raise Refused(str(unknown_column), USAGE) from None
+
+
+def _wrong_option(error: cfg.Error) -> str:
+    """Say what is wrong with the configuration; of a $ in a password oslo.config would show what is behind it."""
+    if isinstance(error, (cfg.NoSuchOptError, cfg.TemplateSubstitutionError)):
+        return "a value in the configuration refers by $ to an option that there is not: write $$ for a $ that is one"
+    return f"the configuration is wrong: {error}"
 
 
 def note(line: str) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 from oslo_config import cfg
-from oslo_log import log
 
 from cellmw.cmd import (
     api_db,
@@ -111,7 +110,7 @@ def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> int:
 
     try:
         conf = set_up(NAME, argv, _QUIETER, register)
-    except (cfg.Error, log.LogConfigError) as error:
+    except cfg.Error as error:
         note(str(error))
         return ERROR
     return Manage(conf, interrupts).run([conf.command.name, *conf.command.arguments])

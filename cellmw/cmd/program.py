@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from oslo_config import cfg
+from oslo_config import cfg, iniparser
 from oslo_log import log
 
 from cellmw.log import install, masked
@@ -26,8 +26,7 @@ def set_up(
     :param name: of the program
     :param quieter: loggers with the level below which they are not heard
     :param register: registers what the program takes on its command line besides
-    :raises cfg.Error: if something can't be read
-    :raises log.LogConfigError: if it can't be logged as was asked for
+    :raises cfg.Error: if something can't be read, or it can't be logged as was asked for; the message is one line
     """
     conf = cfg.ConfigOpts()
     log.register_options(conf)
@@ -36,7 +35,11 @@ def set_up(
     _read(conf, name, argv)
     # where no log is configured oslo.log would write it between the lines that a script reads
     conf.set_default("use_stderr", not (conf.log_file or conf.log_dir))
-    log.setup(conf, "cellmw")
+    try:
+        log.setup(conf, "cellmw")
+    except (log.LogConfigError, OSError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise cfg.Error(f"it can't be logged as the options for logging have it: {reason}") from None
     install()
     return conf
 
@@ -47,5 +50,14 @@ def _read(conf: cfg.ConfigOpts, name: str, argv: Sequence[str] | None) -> None:
     try:
         with contextlib.redirect_stderr(errors):
             conf(argv, project="cellmw", prog=name, version=version("cellmw"))
+    except cfg.ConfigFileParseError as error:
+        # its own message has the line, with whatever is secret in it
+        at = error.__context__
+        where = f"line {at.lineno}: {at.msg}" if isinstance(at, iniparser.ParseError) else "it is none"
+        raise cfg.Error(f"the configuration file {error.config_file} can't be read: {where}") from None
+    except UnicodeDecodeError:
+        raise cfg.Error("a configuration file is not UTF-8") from None
+    except OSError as error:
+        raise cfg.Error(f"a configuration file can't be read: {error}") from None
     finally:
         sys.stderr.write(masked(errors.getvalue()))

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, and return the highest of their exit codes."""
     try:
         conf = set_up(NAME, argv, _QUIETER, lambda conf: upgradecheck.register_cli_options(conf, Checks(conf)))
-    except (cfg.Error, log.LogConfigError) as error:
+    except cfg.Error as error:
         _note(str(error))
         return ERROR
     upgradecheck.CONF = conf  # where it looks for --json

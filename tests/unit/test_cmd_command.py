@@ -80,8 +80,9 @@ def test_columns(after: Callable[..., Answer]) -> None:
     """Columns are chosen and sorted by name, however it is spelled; one that there is not is refused with a line."""
     assert after(ROWS, "-f", "value", "-c", "name", "--sort-column", "name").out == "a\nb\n"
     assert after(ROWS, "-f", "value", "-c", "disabled_cell").out == "True\nNone\n"
-    answer = after(ROWS, "-c", "nope")
-    assert (answer.exit_code, answer.out, "Disabled Cell" in answer.err) == (2, "", True)
+    for option in ("-c", "--sort-column"):
+        answer = after(ROWS, option, "nope", "-f", "json")
+        assert (answer.exit_code, answer.out, "Disabled Cell" in answer.err) == (2, "", True)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,34 @@ def test_missing_configuration_file(capsys: pytest.CaptureFixture[str], tmp_path
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[api_database]\nconnection=sqlite:///api.db\npassword s3cret\n", "line 3: No ':' or '=' found"),
+        (b"[api_database]\nconnection = mysql://u:s3cret\xff@h/", "not UTF-8"),
+        (b"[api_database]\nconnection = mysql+pymysql://u:pa$s3cret@h/", "write $$ for a $"),
+        (b"[api_database]\nconnection = mysql+pymysql://u:pa$$w@h/\nmax_pool_size = many", "max_pool_size"),
+        (b"[DEFAULT]\nlog_file = /no/such/folder/cellmw.log", "/no/such/folder/cellmw.log"),
+        (b"[DEFAULT]\ndefault_log_levels = cellmw", "options for logging"),
+        (b"[DEFAULT]\nuse_syslog = true\nsyslog_log_facility = nope", "options for logging"),
+    ],
+    ids=["no option", "no text", "dollar", "no number", "no log", "no level", "no facility"],
+)
+def test_configuration_that_nobody_can_read(configuration: Path, unsynced: Manage, content: bytes, reason: str) -> None:
+    """What is wrong with a configuration file is one line, which has nothing of its secrets."""
+    configuration.write_bytes(content)
+    answer = unsynced("cell_v2", "list_cells")
+    assert (answer.exit_code, answer.out, answer.err.count("\n"), reason in answer.err) == (255, "", 1, True)
+    assert "s3cret" not in answer.err
+
+
+def test_configuration_file_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A folder in the place of a file is one line, too."""
+    assert main(["--config-file", str(tmp_path), "cell_v2", "list_cells"]) == 255
+    printed = capsys.readouterr().err
+    assert (printed.count("\n"), "Is a directory" in printed) == (1, True)
+
+
 def test_configuration_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--config-dir is taken as by every oslo program."""
     (tmp_path / "etc").mkdir()
@@ -266,9 +294,11 @@ def test_sync_by_a_dry_run_on_old_tables(unsynced: Manage, store: Store) -> None
     assert "without" in unsynced("api_db", "sync", "--dry-run").err
 
 
-def test_sync_to_an_unknown_version(unsynced: Manage) -> None:
-    """A revision that there is not is an error."""
-    assert unsynced("api_db", "sync", "17").exit_code == 255
+@pytest.mark.parametrize("version", ["17", "-1", "+1"])
+def test_sync_to_an_unknown_version(unsynced: Manage, version: str) -> None:
+    """A revision that there is not is an error, as is one that is counted from where the database is."""
+    answer = unsynced("api_db", "sync", "--", version)
+    assert (answer.exit_code, f"no revision '{version}'" in answer.err) == (255, True)
 
 
 def test_version(manage: Manage) -> None:

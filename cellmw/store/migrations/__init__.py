@@ -131,6 +131,8 @@ def _config() -> Config:
 
 def _check_revision(config: Config, version: str | None) -> None:
     try:
+        if (version or "").startswith(("+", "-")):  # counted from where the database is, which can be nowhere
+            raise CommandError("relative")
         ScriptDirectory.from_config(config).get_revisions(version or "head")
     except CommandError:
         raise StoreError(f"there is no revision {version!r} of the API database: the newest is {newest()}") from None
