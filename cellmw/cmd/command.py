@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cellmw import deploy
 from cellmw.cmd.interrupts import exit_code
+from cellmw.cmd.program import drop_output
 from cellmw.exceptions import CellmwError
 from cellmw.log import masked
 
@@ -56,6 +57,13 @@ class Refused(CellmwError):
     def __init__(self, message: str, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class NotShown(CellmwError):
+    """What was found or done can't be printed, as where a disk is full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"it is done, and what there is to show can't be written: {error.strerror}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Command(_Lister):
         """Run the command; an error becomes one line on stderr, with its traceback in the debug log."""
         try:
             report = self.take_action(parsed_args)
-            self._show(report, parsed_args)
+            self._show_all(report, parsed_args)
         except CellmwError as error:
             LOG.debug("%s failed", self.cmd_name, exc_info=True)
             note(str(error))
@@ -135,6 +143,16 @@ class Command(_Lister):
             return error.exit_code
         return dict(self.exit_codes).get(type(error), ERROR)
 
+    def _show_all(self, report: Report, parsed_args: argparse.Namespace) -> None:
+        try:
+            self._show(report, parsed_args)
+            self.app.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            drop_output()
+            raise NotShown(error) from None
+
     def _show(self, report: Report, parsed_args: argparse.Namespace) -> None:
         if report.lines is not None and parsed_args.formatter is None and not parsed_args.columns:
             for line in report.lines:
@@ -146,11 +164,12 @@ class Command(_Lister):
         known = {self._normalize_column_name(column) for column in report.columns}
         for column in parsed_args.sort_columns:  # cliff would not sort, and not say so
             if self._normalize_column_name(column) not in known:
-                raise Refused(f"there is no column {column!r} to sort by: there are {', '.join(report.columns)}", USAGE)
+                there = ", ".join(report.columns)
+                raise Refused(f"it is done, and there is no column {column!r} to sort by: there are {there}", USAGE)
         try:
             self.produce_output(parsed_args, report.columns, report.rows)
         except ValueError as unknown_column:
-            raise Refused(str(unknown_column), USAGE) from None
+            raise Refused(f"it is done, and can't be shown: {unknown_column}", USAGE) from None
 
 
 def _wrong_option(error: cfg.Error) -> str:

@@ -8,7 +8,6 @@ oslo.config reads what stands in front of the command, as in every OpenStack pro
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -34,9 +33,9 @@ from cellmw.cmd import (
     setup,
     verify,
 )
-from cellmw.cmd.command import ERROR, NAME, USAGE, Command, note
+from cellmw.cmd.command import ERROR, NAME, USAGE, Command, NotShown, note
 from cellmw.cmd.interrupts import NOTHING_DONE, Interrupts, exit_code
-from cellmw.cmd.program import set_up
+from cellmw.cmd.program import drop_output, prepare_streams, set_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,23 +84,31 @@ _QUIETER = [
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name, and return its exit code."""
+    prepare_streams()
     with Interrupts(NAME) as interrupts:
         try:
             code = _run(argv, interrupts)
-            sys.stdout.flush()
+            _flush()
         except KeyboardInterrupt as interrupt:
             note(f"interrupted: {NOTHING_DONE}")
             return exit_code(interrupt)
         except BrokenPipeError:
-            _close_pipe()
+            drop_output()
             return PIPE_CLOSED
+        except NotShown as error:
+            note(str(error))
+            return ERROR
         return code
 
 
-def _close_pipe() -> None:
-    """Drop what is still to be printed, which the interpreter would complain of at its end."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise NotShown(error) from None
 
 
 def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> int:

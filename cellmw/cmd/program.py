@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -16,6 +17,21 @@ from cellmw.log import install, masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+def prepare_streams() -> None:
+    """See to it that what is printed never fails for where it goes to, whether it is shown there or not."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # as after >&-; what is opened next, a database, would be taken for it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """Drop what is still to be printed, which the interpreter would complain of at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def set_up(

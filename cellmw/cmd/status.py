@@ -15,7 +15,7 @@ from oslo_upgradecheck import upgradecheck
 from oslo_upgradecheck.upgradecheck import Code, Result
 
 from cellmw.admin.readiness import Readiness
-from cellmw.cmd.program import set_up
+from cellmw.cmd.program import prepare_streams, set_up
 from cellmw.exceptions import CellmwError, StoreUnavailable, UpcallForbidden
 from cellmw.log import masked
 
@@ -44,6 +44,7 @@ _QUIETER = [
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, and return the highest of their exit codes."""
+    prepare_streams()
     try:
         conf = set_up(NAME, argv, _QUIETER, lambda conf: upgradecheck.register_cli_options(conf, Checks(conf)))
     except cfg.Error as error:

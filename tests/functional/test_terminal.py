@@ -267,3 +267,43 @@ def test_help_in_a_closed_pipe(configuration: list[str]) -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=BUFFERED, check=False, timeout=PATIENCE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(("closed", "shown"), [(">&-", ""), ("2>&-", "created\n"), ("<&- >&- 2>&-", "")])
+def test_closed_from_the_beginning(configuration: list[str], closed: str, shown: str) -> None:
+    """A stream that was closed before the start is nothing to fail for, and no file that is opened is taken for it."""
+    manage = [*MANAGE, *configuration]
+    subprocess.run([*manage, "api_db", "sync"], check=True, capture_output=True)
+    urls = ["--transport-url", "rabbit://h/", "--database_connection", "mysql+pymysql://h/cell1"]
+    command = [*manage, "cell_v2", "ensure_cell", "--name", "cell1", *urls, "-f", "value", "-c", "Outcome"]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "unchanged\n", "")
+
+
+@pytest.mark.parametrize("rows", ["1", "100000"])
+def test_full_disk(configuration: list[str], rows: str) -> None:
+    """Where stdout can't be written it is said that the work is done, in one line."""
+    with open("/dev/full", "w") as full:
+        command = [*COUNT, *configuration, "count", "--rows", rows]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=BUFFERED, text=True)
+    assert done.returncode == 255
+    assert done.stderr.splitlines()[-1] == (
+        "cellmw-manage: it is done, and what there is to show can't be written: No space left on device"
+    )
+    assert done.stderr.count("\n") == 2
+
+
+def test_characters_that_stdout_does_not_have(configuration: list[str]) -> None:
+    """What can't be written in the encoding of stdout is written as its number, and fails nothing."""
+    manage = [*MANAGE, *configuration]
+    subprocess.run([*manage, "api_db", "sync"], check=True, capture_output=True)
+    urls = ["--transport-url", "rabbit://h/", "--database_connection", "mysql+pymysql://h/cell1"]
+    done = subprocess.run(
+        [*manage, "cell_v2", "ensure_cell", "--name", "Zoë", *urls],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cell Zo\\xeb: created\n", "")

@@ -83,6 +83,7 @@ def test_columns(after: Callable[..., Answer]) -> None:
     for option in ("-c", "--sort-column"):
         answer = after(ROWS, option, "nope", "-f", "json")
         assert (answer.exit_code, answer.out, "Disabled Cell" in answer.err) == (2, "", True)
+        assert "it is done" in answer.err
 
 
 @pytest.mark.parametrize(
