@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy
@@ -23,13 +24,14 @@ from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
 from cellmw.store import models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy import Connection, Engine
 
     from cellmw.deadline import Deadline
     from cellmw.limits import Limits
 
+Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 DATABASE_ERRORS = (db_exc.DBError, db_exc.DBInvalidUnicodeParameter, exc.SQLAlchemyError)
@@ -38,13 +40,8 @@ DATABASE_ERRORS = (db_exc.DBError, db_exc.DBInvalidUnicodeParameter, exc.SQLAlch
 _ODD_VALUE = "the API database does not take what is to be looked up or written"
 """What is said of what no column takes."""
 
-
-_ATTEMPTS = 10
-"""How often a transaction is tried that the database ends as two wait for each other."""
-
 _NO_ANSWER = "the API database does not answer, or refuses the connection"
 """What is said while it is down."""
-
 
 AT_ONCE = 999
 """How many parameters a statement may have on every database: as many as a SQLite from before 3.32 takes."""
@@ -61,6 +58,12 @@ class Unset(enum.Enum):
 
 UNSET = Unset.UNSET
 """Stands for an argument that was not given, where None is a value that can be."""
+
+
+def chunked(keys: Iterable[Key], most: int = AT_ONCE) -> list[list[Key]]:
+    """Cut them up for statements, each of them once, in their order."""
+    left = iter(dict.fromkeys(keys))
+    return list(iter(lambda: list(islice(left, most)), []))
 
 
 def given(**values: Any) -> dict[str, Any]:

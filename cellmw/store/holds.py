@@ -11,7 +11,7 @@ from oslo_db import exception as db_exc
 from oslo_utils import timeutils
 from sqlalchemy import delete, insert, select, update
 
-from cellmw.store.database import AT_ONCE, Database
+from cellmw.store.database import AT_ONCE, Database, chunked
 from cellmw.store.models import drained_cells, held_instances
 
 if TYPE_CHECKING:
@@ -164,8 +164,7 @@ class HoldRecords(Database):
 
 def _chunks(uuids: Sequence[str]) -> list[list[str]]:
     """Cut them up for statements; in one order, so that two transactions do not wait for each other."""
-    in_order = sorted(set(uuids))
-    return [in_order[start : start + _AT_ONCE] for start in range(0, len(in_order), _AT_ONCE)]
+    return chunked(sorted(uuids), _AT_ONCE)
 
 
 def _is_one_of(uuids: Sequence[str]) -> sqlalchemy.ColumnElement[bool]:

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oslo_db import exception as db_exc
 from sqlalchemy import delete, func, insert, select, update
 
 from cellmw.exceptions import CellNotFound, HostMapped, HostNotMapped
-from cellmw.store.database import Database
+from cellmw.store.database import Database, chunked
 from cellmw.store.models import host_mappings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from sqlalchemy import Connection
 
@@ -27,9 +26,6 @@ class HostMapping(NamedTuple):
 
 
 _HOSTS = select(host_mappings.c.host, host_mappings.c.cell_id)
-
-_AT_ONCE = 999
-"""How many parameters a statement may have on every database: as many as a SQLite from before 3.32 takes."""
 
 
 class _Deadlock(Exception):
@@ -68,8 +64,7 @@ class HostMappings(Database):
         :raises CellNotFound: if there is no such cell; SQLite does not look
         """
         # whoever maps the same hosts has them in the same order, so that nobody waits in a circle
-        chunks = list(_chunks(sorted(hosts)))
-        return [host for chunk in chunks for host in self._create_missing(chunk, cell_id)]
+        return [host for chunk in chunked(sorted(hosts)) for host in self._create_missing(chunk, cell_id)]
 
     def update_host(self, host: str, *, cell_id: int) -> HostMapping:
         """Map a host to another cell. Locks its row.
@@ -94,7 +89,7 @@ class HostMappings(Database):
 
     def find_hosts(self, hosts: Iterable[str]) -> list[HostMapping]:
         """Return the mappings of those of these hosts that have one, in no order. One query for each thousand."""
-        chunks = list(_chunks(hosts))
+        chunks = chunked(hosts)
 
         def work(connection: Connection) -> list[HostMapping]:
             return [
@@ -139,11 +134,6 @@ class HostMappings(Database):
                     return []
                 half = len(hosts) // 2
                 return self._create_missing(hosts[:half], cell_id) + self._create_missing(hosts[half:], cell_id)
-
-
-def _chunks(hosts: Iterable[str]) -> Iterator[list[str]]:
-    wanted = iter(dict.fromkeys(hosts))
-    return iter(lambda: list(islice(wanted, _AT_ONCE)), [])
 
 
 def _is_one_of(hosts: list[str]) -> Any:

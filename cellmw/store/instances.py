@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oslo_db import exception as db_exc
 from sqlalchemy import bindparam, delete, false, func, insert, or_, select, text, update
 
 from cellmw.exceptions import CellNotFound, InstanceMapped, InstanceNotMapped
-from cellmw.store.database import AT_ONCE, UNSET, Database, Unset, given
+from cellmw.store.database import UNSET, Database, Unset, chunked, given
 from cellmw.store.models import instance_mappings
 from cellmw.store.progress import insert_if_new, write_progress
 
@@ -120,8 +119,7 @@ class InstanceMappings(Database):
 
         One query for each thousand of them, or nearly; all of them in one transaction.
         """
-        wanted = iter(dict.fromkeys(uuids))
-        chunks = list(iter(lambda: list(islice(wanted, AT_ONCE)), []))
+        chunks = chunked(uuids)
 
         def work(connection: Connection) -> list[InstanceMapping]:
             return [_mapping(row) for chunk in chunks for row in connection.execute(_FIND_MANY, {"uuids": chunk})]
@@ -266,8 +264,7 @@ class InstanceMappings(Database):
             if task is not None:
                 # first of all: two that do the same wait here for each other, and nowhere else
                 write_progress(connection, task, position)
-            uuids = [mapping.instance_uuid for mapping in mappings]
-            chunks = [uuids[start : start + AT_ONCE] for start in range(0, len(uuids), AT_ONCE)]
+            chunks = chunked(mapping.instance_uuid for mapping in mappings)
             there = [_mapping(row) for chunk in chunks for row in connection.execute(_FIND_MANY, {"uuids": chunk})]
             known = {mapping.instance_uuid.lower() for mapping in there}
             new = [mapping._asdict() for mapping in mappings if mapping.instance_uuid.lower() not in known]
