@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from cellmw.deadline import Deadline
 
+    Check = Callable[[Sequence[Cell]], object]
+    """Looks at all other cells while nobody else can write any, and raises what there is to raise."""
+
 _CELLS = select(
     cell_mappings.c.id,
     cell_mappings.c.uuid,
@@ -71,10 +74,6 @@ class Imported:
     changed: tuple[str, ...] = ()
 
 
-if TYPE_CHECKING:
-    Check = Callable[[Sequence[Cell]], object]
-    """What else is to be checked of the other cells, while nobody can write any: it raises what there is to raise."""
-
 _UNSHARED = {
     "id": "id",
     "uuid": "uuid",
@@ -112,6 +111,7 @@ class CellRecords(Database):
         """Record a cell. Locks all cells: of two that are recorded at the same moment one sees the other's URLs.
 
         :param uuid: a new one by default
+        :param check: what else there is to check of the other cells
         :raises CellExists: if another cell has that uuid or one of those URLs
         """
         values: dict[str, Any] = {
@@ -148,6 +148,7 @@ class CellRecords(Database):
         """Change what is given of a cell. Locks its row, and all cells where it gets a URL.
 
         :param read: the cell as it was read before: where its URLs are others by now nothing is changed
+        :param check: what else there is to check of the other cells
         :raises CellNotFound: if there is none
         :raises CellChanged: if it is not as it was read
         :raises CellExists: if another cell has one of those URLs
@@ -178,6 +179,7 @@ class CellRecords(Database):
 
         :param with_urls: whether to record their URLs; without them each has NULL there, and one that it had is gone
         :param dry_run: only say what would be done
+        :param check: what else there is to check of those that are recorded and not among these
         :returns: what became of each, by id, those included that are recorded and not among these
         :raises CellExists: if another cell has an id or, when all is done, a URL of one of these
         """
