@@ -40,20 +40,6 @@ sys.exit(main())
 """The command with smaller batches, so that there are more moments to be killed at."""
 
 
-@pytest.fixture(params=["mariadb", "postgresql"])
-def api_server(request: pytest.FixtureRequest) -> str:
-    """Which server has the API database; the cell is on the other one."""
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def api_url(request: pytest.FixtureRequest, api_server: str) -> str:
-    """Where the API database is."""
-    url: str = request.getfixturevalue(f"{api_server}_url")
-    return url
-
-
 @pytest.fixture
 def store(api_url: str) -> Iterator[Store]:
     """The API database."""
@@ -63,10 +49,9 @@ def store(api_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def cell(request: pytest.FixtureRequest, store: Store, api_server: str) -> Cell:
+def cell(store: Store, new_cell_url: Callable[[], str]) -> Cell:
     """A cell on the other server."""
-    url = request.getfixturevalue(f"{'mariadb' if api_server == 'postgresql' else 'postgresql'}_url")
-    return store.create_cell(name="cell1", transport_url="none:///", database_connection=url)
+    return store.create_cell(name="cell1", transport_url="none:///", database_connection=new_cell_url())
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cellmw-manage verify``, on SQLite; tests/services runs the same on servers."""
+"""``cellmw-manage verify``, on SQLite; tests/operator runs the same on servers."""
 
 from __future__ import annotations
 
