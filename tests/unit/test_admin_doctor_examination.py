@@ -160,13 +160,15 @@ def test_services(conf: cfg.ConfigOpts, healthy: list[Cell], tmp_path: Path) -> 
     """Each service's file is looked at, and one that can't be read does not hide the others."""
     (tmp_path / "one").write_text("[DEFAULT]\ntransport_url = memory://cell1/\n")
     (tmp_path / "two").write_text("[DEFAULT]\ntransport_url = memory://elsewhere/\n")
-    configs = [f"{tmp_path}/{name}" for name in ("one", "none", "two")]
+    (tmp_path / "odd").write_bytes(b"\xff\xfe[DEFAULT]")
+    configs = [f"{tmp_path}/{name}" for name in ("odd", "one", "none", "two")]
     assert told(Examination(conf, checks={"services"}, service_configs=configs).run()) == [
+        ("error", "-", "services"),
         ("error", "-", "services"),
         ("error", "-", "services"),
         ("info", "cell1", "services"),
     ]
-    found = told(Examination(conf, checks={"options"}, service_configs=configs[:1]).run())
+    found = told(Examination(conf, checks={"options"}, service_configs=configs[1:2]).run())
     assert [each[2] for each in found] == ["options"] * 3
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from oslo_config import cfg
 
-from cellmw.admin.doctor.files import Service, of_configuration, read, unreadable
+from cellmw.admin.doctor.files import UNREADABLE, Service, of_configuration, read, unreadable
 from cellmw.cell import CELL0_UUID, Cell, Unresolved
 
 if TYPE_CHECKING:
@@ -133,6 +133,36 @@ def test_not_a_file(tmp_path: Path) -> None:
         assert str(found.severity) == "error"
         assert found.what.startswith(f"{tmp_path}/{name} can't be read as a configuration file")
         assert SECRET not in repr(found)
+
+
+def test_no_text(tmp_path: Path) -> None:
+    """What is no file, or no text, can't be read either."""
+    (tmp_path / "odd").write_bytes(b"\xff\xfe[DEFAULT]\n")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (f"{tmp_path}/odd", f"{tmp_path}/loop", str(tmp_path)):
+        with pytest.raises(UNREADABLE) as raised:
+            read(path)
+        assert unreadable(path, raised.value).what.startswith(f"{path} can't be read as a configuration file")
+
+
+@pytest.mark.parametrize("name", ["nobody_knows", "transport_url"], ids=["another program's", "itself"])
+def test_value_that_names_another(service: Callable[[str], Service], name: str) -> None:
+    """What a URL names that only the service knows, or itself, leaves the cell unknown, and the rest is looked at."""
+    one = service(of_urls(f"rabbit://me:{SECRET}@${name}/", DATABASE.format(1)))
+    assert told(one, one.find_cell(CELLS)) == [
+        (
+            "warning",
+            "-",
+            "FILE: what its [DEFAULT] transport_url names with a $ is not known here, so neither is its cell",
+        ),
+        ("info", "cell1", "FILE belongs to it"),
+    ]
+
+
+def test_option_that_names_another(service: Callable[[str], Service]) -> None:
+    """So it is with an option."""
+    one = service(f"{SEVERAL}[cinder]\ncross_az_attach = $nobody_knows")
+    assert _all_told(one, CELLS) == [("error", "-", "FILE: [cinder] cross_az_attach has a value that it does not take")]
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

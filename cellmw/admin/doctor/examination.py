@@ -206,7 +206,7 @@ class Examination:
         for path in self._service_configs:
             try:
                 service = files.read(path)
-            except cfg.Error as error:
+            except files.UNREADABLE as error:
                 yield files.unreadable(path, error)
                 continue
             if self._does(files.CHECK):

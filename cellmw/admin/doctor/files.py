@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 CHECK = "services"
 OPTIONS = "options"
 
+UNREADABLE = (cfg.Error, OSError, RecursionError, ValueError)
+"""What is raised where a file can't be read, is no text, or has a value that names, with ``$``, what is not there."""
+
+_TRANSPORT = "[DEFAULT] transport_url"
+_DATABASE = "[database] connection"
+
 _RECORD = (
     "set it to what a record has (`cellmw-manage cell_v2 list_cells`), or record the cell: "
     "`cellmw-manage cell_v2 create_cell`"
@@ -94,7 +100,7 @@ class Service:
         """Read it.
 
         :param is_whole: whether it is the service's, so that what is not there has its default
-        :raises cfg.Error: if that can't be done
+        :raises Exception: one of ``UNREADABLE``, if that can't be done
         """
         self.name = name
         self._is_whole = is_whole
@@ -111,16 +117,21 @@ class Service:
         if self.is_api_level:
             return
         found = []
-        transport = own_urls.transport_url(self._conf)
-        database = own_urls.database_connection(self._conf)
-        if transport is None:
-            what = f"{self.name} sets no [DEFAULT] transport_url, so it uses whatever runs on its own machine"
-            yield Finding(Severity.WARNING, NO_CELL, CHECK, what, _RECORD)
-        for option, url, of_url in (
-            ("[DEFAULT] transport_url", transport, _by_transport),
-            ("[database] connection", database, _by_database),
+        for option, read_url, of_url in (
+            (_TRANSPORT, own_urls.transport_url, _by_transport),
+            (_DATABASE, own_urls.database_connection, _by_database),
         ):
+            try:
+                url = read_url(self._conf)
+            except UNREADABLE:
+                what = f"{self.name}: what its {option} names with a $ is not known here, so neither is its cell"
+                todo = "give a copy in which it is written out; a $ that names nothing is written $$"
+                yield Finding(Severity.WARNING, NO_CELL, CHECK, what, todo)
+                continue
             if url is None:
+                if option == _TRANSPORT:
+                    what = f"{self.name} sets no {option}, so it uses whatever runs on its own machine"
+                    yield Finding(Severity.WARNING, NO_CELL, CHECK, what, _RECORD)
                 continue
             try:
                 cell = of_url(cells, url)
@@ -155,7 +166,7 @@ class Service:
             should = f"{called} = {str(wanted.value).lower()}"
             try:
                 value = self._conf[wanted.group][wanted.option.name]
-            except ValueError:
+            except UNREADABLE:
                 what = f"{self.name}: {called} has a value that it does not take"
                 yield Finding(Severity.ERROR, NO_CELL, OPTIONS, what, f"set {should}")
                 continue
@@ -171,7 +182,7 @@ class Service:
 def read(path: str) -> Service:
     """Read the configuration file of a service.
 
-    :raises cfg.Error: if that can't be done
+    :raises Exception: one of ``UNREADABLE``, if that can't be done
     """
     return Service(path, [path])
 
@@ -188,7 +199,7 @@ def paths_of(conf: cfg.ConfigOpts) -> list[str]:
     return [*(conf.config_file or ()), *map(str, in_folders)]
 
 
-def unreadable(path: str, error: cfg.Error) -> Finding:
+def unreadable(path: str, error: Exception) -> Finding:
     """Return what is to be said of a file that can't be read. What the library says can quote a line of it."""
     what = f"{path} can't be read as a configuration file: {type(error).__name__}"
     return Finding(Severity.ERROR, NO_CELL, CHECK, what, "name a file that is there, in the form of oslo.config's")
