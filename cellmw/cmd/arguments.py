@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 """Seconds after which a command gives up on a server that does not answer."""
 
+_SHORTEST, _LONGEST = 0.1, 3600.0
+"""What ``--timeout`` may be: request_deadline can't be less, and servers count it in milliseconds, up to a limit."""
+
 
 def take_uuid(parser: argparse.ArgumentParser, text: str = "the uuid of the cell", *, required: bool = True) -> None:
     """Let a command take a cell by its uuid."""
@@ -97,6 +100,6 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def _seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
-        if 0 < (seconds := float(text)) < float("inf"):
+        if _SHORTEST <= (seconds := float(text)) <= _LONGEST:
             return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, or not above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {_SHORTEST:g} to {_LONGEST:g}")

@@ -163,12 +163,12 @@ def test_no_check_is_left(doctor: Run) -> None:
     assert "choose from" in answer.err
 
 
-@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf", "soon"])
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf", "soon", "", "0.01", "1e9", "1e300"])
 def test_timeout_that_is_none(doctor: Run, timeout: str) -> None:
     """A timeout is a number of seconds."""
     answer = doctor(f"--timeout={timeout}")
     assert (answer.exit_code, answer.out) == (2, "")
-    assert answer.err.endswith(f"argument --timeout: '{timeout}' is no number of seconds, or not above 0\n")
+    assert answer.err.endswith(f"argument --timeout: '{timeout}' is no number of seconds from 0.1 to 3600\n")
 
 
 def test_timeout(doctor: Run, store: Store) -> None:

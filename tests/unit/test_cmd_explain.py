@@ -72,6 +72,20 @@ def test_arguments(manage: Manage, arguments: list[str]) -> None:
     assert manage("explain", *arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("timeout", ["soon", "nan", "0.01", "1e9"])
+def test_timeout_that_is_none(manage: Manage, timeout: str) -> None:
+    """A timeout is a number of seconds that servers and options can take, for every command in the same words."""
+    answer = manage("explain", UUID, "--timeout", timeout)
+    assert (answer.exit_code, answer.out) == (2, "")
+    assert answer.err.endswith(f"error: argument --timeout: {timeout!r} is no number of seconds from 0.1 to 3600\n")
+
+
+@pytest.mark.parametrize("timeout", ["0.1", "3600"])
+def test_timeout(manage: Manage, timeout: str) -> None:
+    """The shortest and the longest one are taken."""
+    assert manage("explain", "/flavors", "--timeout", timeout).exit_code == 0
+
+
 def test_error(manage: Manage, tmp_path: Path) -> None:
     """A filter that could not be made is one line, and 255."""
     answer = manage("explain", UUID, "--ini", tmp_path / "none.ini")
