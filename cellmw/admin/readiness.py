@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cellmw.cell import Cell
+    from cellmw.limits import Limits
     from cellmw.store import Store
 
 _EXTRAS = ("cache", "castellan", "graph", "mysql", "nova", "postgresql")
@@ -94,12 +95,20 @@ class Readiness:
 
     def api_database(self) -> list[Finding]:
         """Look whether it answers, is at the newest revision, and has the tables and columns that this release uses."""
+        deadline = after(_PATIENCE)
         try:
             self._answer()
         except StoreUnavailable as error:
-            # the migrations would wait for ever; of anything else they know more
+            # of anything else the migrations know more
             if isinstance(error.__cause__, DeadlineExceeded):
                 raise
+        try:
+            # a driver that has given up connecting for us would go on for minutes for them: nothing bounds their waits
+            return self._limits.crew.run(self._tables, deadline, set(), "its tables")
+        except DeadlineExceeded as overdue:
+            raise StoreUnavailable(f"the API database does not answer: {overdue}") from overdue
+
+    def _tables(self) -> list[Finding]:
         version, newest = migrations.version(self._store.engine), migrations.newest()
         if version is None:
             return [Finding(f"the API database was never synced: {_SYNC}")]
@@ -156,8 +165,12 @@ class Readiness:
         return found
 
     @functools.cached_property
+    def _limits(self) -> Limits:
+        return deploy.limits(deploy.settings(self._conf))
+
+    @functools.cached_property
     def _store(self) -> Store:
-        return self._opened.enter_context(deploy.store(self._conf, deploy.limits(deploy.settings(self._conf))))
+        return self._opened.enter_context(deploy.store(self._conf, self._limits))
 
     def _answer(self) -> list[Cell]:
         """Return the records of the API database; where it gave no answer once it is not asked again."""

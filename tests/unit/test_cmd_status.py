@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from cellmw.admin import readiness
 from cellmw.cell import CELL0_UUID
 from cellmw.cmd.status import main
 from cellmw.credentials import Credentials, KeyRepository
+from cellmw.exceptions import StoreUnavailable
 from cellmw.store import Store, migrations, models
+from tests.unit.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -274,6 +277,23 @@ def test_api_database_that_is_frozen(deployment: Deployment, monkeypatch: pytest
     assert checks["API database"][1].startswith("the API database does not answer")
     assert asked == [1]
     assert checks["Mappings"] == (WARNING, "not checked, as it needs the API database")
+
+
+def test_api_database_that_the_driver_gives_up(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the driver has given up connecting the tables are not waited for as long as it would wait for them."""
+    released = threading.Event()
+
+    def refuse(*_: object) -> Any:
+        raise StoreUnavailable("the API database does not answer, or refuses the connection")
+
+    monkeypatch.setattr(readiness, "_PATIENCE", 0.1)
+    monkeypatch.setattr(Store, "list_cells", refuse)
+    monkeypatch.setattr(migrations, "version", lambda _: released.wait(PATIENCE) and None)
+    checks = deployment.checks()
+    released.set()
+    assert checks["API database"][0] == FAILURE
+    assert checks["API database"][1].startswith("the API database does not answer: the deadline passed")
+    assert checks["Cells"] == (WARNING, "not checked, as it needs the API database")
 
 
 def test_api_database_that_was_never_synced(deployment: Deployment) -> None:
