@@ -149,7 +149,10 @@ class _Inquiry:
         """Make the request's environ, as a server would."""
         whence = ""
         path = subject
-        if is_uuid(subject):
+        if is_uuid(subject) and not self._settings.routes:
+            path = f"/{subject}"
+            whence = "[cellmw] routes is empty, so no path names an instance"
+        elif is_uuid(subject):
             path = self._made_up(subject)
             whence = "made for this uuid from the first of [cellmw] routes"
         elif not subject.startswith("/"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import configparser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import quote
 
+from oslo_config import cfg
 from oslo_middleware.base import ConfigurableMiddleware
 from paste.deploy import loadwsgi  # type: ignore[import-untyped]
 
@@ -15,9 +16,6 @@ from cellmw import conf as options
 from cellmw import deploy
 from cellmw.exceptions import ConfigError
 from cellmw.filter import CellFilter
-
-if TYPE_CHECKING:
-    from oslo_config import cfg
 
 DEFAULT_SECTION = "filter:cells"
 
@@ -35,18 +33,30 @@ def configuration(conf: cfg.ConfigOpts, ini: str, section: str = DEFAULT_SECTION
         raise ConfigError(f"{section!r} is no section of a filter: give one as in --section {DEFAULT_SECTION}")
     try:
         found = loadwsgi.loadcontext(loadwsgi.FILTER, f"config:{quote(str(Path(ini).resolve()))}", name=name)
-    except (OSError, LookupError, ImportError) as error:
+    except (AttributeError, ImportError, LookupError, OSError) as error:
         raise ConfigError(f"[{section}] of {ini} can't be read: {error}") from None
     except (configparser.Error, ValueError) as error:
         # their messages quote the line, which can be that of a secret
         raise ConfigError(f"{ini} is not of the right form ({type(error).__name__})") from None
+    if not _is_ours(found.object):
+        raise ConfigError(f"[{section}] of {ini} is another filter's: name the one with egg:cellmw#cells by --section")
     CellFilter.factory(found.global_conf, **found.local_conf)  # which refuses what it would refuse in the pipeline
     both = {**found.global_conf, **found.local_conf}
     theirs = {key: both[key] for key in both if key.startswith("oslo_config_")}
     if "oslo_config_project" in theirs:
-        conf = ConfigurableMiddleware(None, theirs).oslo_conf
+        try:
+            conf = ConfigurableMiddleware(None, theirs).oslo_conf
+        except (cfg.Error, OSError, ValueError) as error:
+            # which can quote a line, too
+            what = f"the configuration that {ini} names by oslo_config_project can't be read"
+            raise ConfigError(f"{what} ({type(error).__name__})") from None
     overrides = {key: value for key, value in found.local_conf.items() if key not in theirs}
     deploy.settings(conf, overrides)
     for key, value in overrides.items():
         conf.set_override(key, value, group=options.GROUP)
     return conf
+
+
+def _is_ours(factory: Any) -> bool:
+    owner = getattr(factory, "__self__", None)
+    return isinstance(owner, type) and issubclass(owner, CellFilter)

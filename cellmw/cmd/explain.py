@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from urllib.parse import urlsplit
 
 from cellmw.admin import explanation
 from cellmw.cmd.arguments import configuration, take_ini, take_patience
@@ -44,9 +46,10 @@ class Explain(Command):
 
 
 def _subject(text: str) -> str:
-    if explanation.is_uuid(text) or text.startswith("/") or "://" in text:
-        return text
-    raise argparse.ArgumentTypeError("it is neither a uuid with dashes nor a path, which begins with a slash")
+    with contextlib.suppress(ValueError):  # what is no text, and no URL
+        if explanation.is_uuid(text) or (text.encode() and (text.startswith("/") or urlsplit(text).scheme)):
+            return text
+    raise argparse.ArgumentTypeError("it is neither a uuid with dashes nor a URL nor a path, which begins with a slash")
 
 
 def _lines(step: explanation.Step) -> list[str]:

@@ -82,6 +82,14 @@ def test_route_with_more_names(ask: Callable[..., Asked], mapped: str) -> None:
     assert asked.passes
 
 
+def test_no_routes(ask: Callable[..., Asked], mapped: str) -> None:
+    """A filter without a route is none, unless there is a header that counts."""
+    with pytest.raises(ConfigError, match="there has to be at least one template"):
+        ask(mapped, routes=[])
+    asked = ask(mapped, instance_header="X-Instance-ID", trust_header=True)
+    assert asked.results["answer"] == "targeted: the app answers, aimed at cell1"
+
+
 def test_path(ask: Callable[..., Asked], mapped: str) -> None:
     """Of a path the route that matches is named, and those that were tried before it."""
     asked = ask(f"/v2.1/servers/{mapped}/action?x=/servers/{NOBODY}")

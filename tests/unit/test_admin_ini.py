@@ -57,6 +57,29 @@ def test_configuration_of_the_filter(conf: cfg.ConfigOpts, write: Callable[[str]
     assert (theirs is conf, settings.mapping_ttl, settings.stale_ttl) == (False, 5.0, 7.0)
 
 
+@pytest.mark.parametrize("text", [None, "instance_header_secret Zk41-secret\n", "\xe9"])
+def test_configuration_that_cant_be_read(
+    conf: cfg.ConfigOpts, write: Callable[[str], str], tmp_path: Path, text: str | None
+) -> None:
+    """Where the ini names a configuration that is not there, or of another form, that is said without quoting it."""
+    file = tmp_path / "service.conf"
+    if text is not None:
+        file.write_text(text, encoding="latin-1")
+    path = write(f"[DEFAULT]\noslo_config_project = service\noslo_config_file = {file}\n[filter:cells]\n{FILTER}")
+    with pytest.raises(ConfigError, match="by oslo_config_project can't be read") as raised:
+        ini.configuration(conf, path)
+    assert "Zk41" not in str(raised.value)
+
+
+def test_a_filter_made_of_ours(conf: cfg.ConfigOpts, write: Callable[[str], str]) -> None:
+    """The section may lead to ours by another one, or name its factory."""
+    path = write(f"[filter:cells]\nuse = more\nmapping_ttl = 5\n[filter:more]\n{FILTER}unmapped = pass\n")
+    settings = deploy.settings(ini.configuration(conf, path))
+    assert (settings.mapping_ttl, settings.unmapped) == (5.0, "pass")
+    path = write("[filter:cells]\npaste.filter_factory = cellmw.filter:CellFilter.factory\nmapping_ttl = 6\n")
+    assert deploy.settings(ini.configuration(conf, path)).mapping_ttl == 6.0
+
+
 @pytest.mark.parametrize(
     ("text", "section", "says"),
     [
@@ -64,6 +87,9 @@ def test_configuration_of_the_filter(conf: cfg.ConfigOpts, write: Callable[[str]
         (FILTER, "app:cells", "--section filter:cells"),
         (f"[filter:other]\n{FILTER}", "filter:cells", "can't be read"),
         ("[filter:cells]\nuse = egg:nosuch#cells\n", "filter:cells", "can't be read"),
+        ("[filter:cells]\npaste.filter_factory = cellmw.filter:Nosuch.factory\n", "filter:cells", "can't be read"),
+        ("[filter:cells]\nuse = egg:oslo.middleware#cors\n", "filter:cells", "is another filter's"),
+        ("[filter:cells]\npaste.filter_factory = cellmw.filter\n", "filter:cells", "is another filter's"),
         (f"[filter:cells]\n{FILTER}mappings_ttl = 5\n", "filter:cells", "mappings_ttl"),
         (f"[filter:cells]\n{FILTER}mapping_ttl = soon\n", "filter:cells", "mapping_ttl"),
         (f"[DEFAULT]\nmapping_ttl = 5\n[filter:cells]\n{FILTER}", "filter:cells", "PasteDeploy then hides"),

@@ -66,9 +66,19 @@ def test_ini(manage: Manage, tmp_path: Path) -> None:
     assert (answer.exit_code, f"/volumes/{UUID}" in answer.out) == (0, True)
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], [UUID.replace("-", "")], [UUID, "--timeout", "0"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        [UUID.replace("-", "")],
+        [UUID, "--timeout", "0"],
+        [],
+        ["http://[nonsense/servers"],
+        ["/servers/\udcff"],
+    ],
+)
 def test_arguments(manage: Manage, arguments: list[str]) -> None:
-    """What is neither a uuid nor a path can't be read, nor can no time at all."""
+    """What is neither a uuid nor a path nor a URL can't be read, nor can no time at all."""
     assert manage("explain", *arguments).exit_code == 2
 
 
