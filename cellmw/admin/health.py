@@ -6,7 +6,6 @@ A database is logged in to; of a broker's hosts one has to answer, and nobody lo
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmw import deploy, urls
 from cellmw.admin.asking import ask
+from cellmw.admin.refusals import refusal_of
 from cellmw.bounds import PROBE_TIMEOUT, cause
 from cellmw.exceptions import CellMisconfigured
 from cellmw.queues.brokers import Brokers
@@ -119,25 +119,7 @@ def _late(seconds: float | None = None) -> Health:
     return Health(False, "does not answer in time" if seconds is None else f"does not answer within {seconds:g} s")
 
 
-_WORDS = (
-    (
-        re.compile(r"\b1(045|698)\b|password authentication|no password supplied|role \S+ does not exist"),
-        "refuses the user or the password",
-    ),
-    (re.compile(r"\b1049\b|database \S+ does not exist"), "has no database of that name"),
-    (re.compile(r"\b1044\b|permission denied for database|no pg_hba.conf entry"), "does not let the user in"),
-    (re.compile(r"[Cc]onnection refused"), "does not answer: the connection is refused"),
-    (
-        re.compile(r"name resolution|Name or service|nodename nor servname|resolve host|translate host"),
-        "its host has no address",
-    ),
-    (re.compile(r"SSL|TLS|\bcertificate\b|\b3159\b"), "does not take the TLS of the URL, or has one that fails"),
-    (re.compile(r"unable to open database file|not a database"), "its file can't be read"),
-)
-"""What is in the error of a driver, and what is shown of it: the error itself can quote the URL."""
-
-
 def database_words(error: Exception) -> str:
     """Say in a few words what is wrong with a database, by the error of its driver."""
-    text = f"{cause(error)} {error}"
-    return next((words for pattern, words in _WORDS if pattern.search(text)), f"does not answer: {cause(error)}")
+    refusal = refusal_of(error)
+    return f"does not answer: {cause(error)}" if refusal is None else refusal.short

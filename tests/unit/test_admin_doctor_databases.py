@@ -195,7 +195,8 @@ def test_nobody(told: Callable[..., Any], scheme: str) -> None:
             "(3159, 'Connections using insecure transport are prohibited')",
             "it wants TLS, and its URL does not ask for that",
         ),
-        ("server does not support SSL, but SSL was required", "TLS fails between us"),
+        ("server does not support SSL, but SSL was required", "it does not speak TLS, and its URL asks for that"),
+        ("SSL error: something else", "TLS fails between us"),
         ("connection timeout expired", "no answer within 20 s"),
         ("FATAL:  out of memory", "OperationalError"),
     ],
@@ -208,6 +209,18 @@ def test_refusals(told: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tex
 
     monkeypatch.setattr(psycopg, "connect", refuse)
     assert told(SERVER) == [("error", "databases", f"the database: {what}")]
+
+
+@pytest.mark.parametrize("query", ["ssl_ca=/nowhere/ca.pem", "ssl_ca={folder}"], ids=["not there", "a folder"])
+def test_file_for_tls(told: Callable[..., Any], tmp_path: Path, query: str) -> None:
+    """A file of the TLS options that is not there, or none, is told of as that, before anything is connected to."""
+    with closing(Somebody(None)) as somebody:
+        url = f"mysql+pymysql://me:{SECRET}@{somebody.address}/nova?{query.format(folder=tmp_path)}"
+        assert told(url, patience=0.5)[0] == (
+            "error",
+            "databases",
+            "the database: a file of its TLS options can't be used",
+        )
 
 
 def test_full(told: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from cellmw.admin.doctor.mappings import CHECK as MAPPINGS
 from cellmw.admin.doctor.mappings import HOSTS
 from cellmw.admin.doctor.probe import Probe, Unanswered
 from cellmw.admin.doctor.records import OVERLAPS
+from cellmw.admin.refusals import drivers_error, refusal_of
 from cellmw.bounds import Bounds, cause, has_no_place
 from cellmw.cell import CELL0_UUID
 from cellmw.deadline import after
@@ -45,35 +46,9 @@ if TYPE_CHECKING:
 CHECK = "databases"
 TABLES = "tables"
 
-_URL = "or record another URL: `cellmw-manage cell_v2 update_cell`"
+_UPDATE = "`cellmw-manage cell_v2 update_cell`"
 
-_REASONS = (
-    (
-        re.compile(r"no encryption|SSL off|\b3159\b"),
-        "it wants TLS, and its URL does not ask for that",
-        "add the TLS options to the URL: `cellmw-manage cell_v2 update_cell`",
-    ),
-    (
-        re.compile(
-            r"\b(1045|1044|1698)\b|password authentication|no password supplied|role \S+ does not exist|no pg_hba.conf"
-        ),
-        "it refuses the user or the password",
-        f"let the user in, {_URL}",
-    ),
-    (
-        re.compile(r"\b1049\b|database \S+ does not exist"),
-        "there is no database of that name on it",
-        f"create it, {_URL}",
-    ),
-    (
-        re.compile("SSL|TLS|certificate"),
-        "TLS fails between us",
-        "see to its certificate, and to the TLS options in the URL: `cellmw-manage cell_v2 update_cell`",
-    ),
-    (re.compile("[Rr]efused"), "nobody listens there", f"start it, open the way to it, {_URL}"),
-    (re.compile("resolve host|not known"), "nobody knows its name here", f"see to the name, {_URL}"),
-)
-"""What drivers say, where nobody gets in: their errors have no numbers then, or the same one for everything."""
+_URL = f"or record another URL: {_UPDATE}"
 
 _TIMED_OUT = re.compile("timed out|timeout")
 
@@ -192,7 +167,7 @@ class _Visit:
                     session.connection()
                 except DeadlineExceeded:
                     raise self._silent() from None
-                except DATABASE_ERRORS as error:
+                except (*DATABASE_ERRORS, OSError) as error:  # the latter of the files for TLS
                     raise self._refused(error) from None
                 yield session
         finally:
@@ -208,16 +183,17 @@ class _Visit:
         return Unanswered(f"no answer within {self._limits.patience:g} s", "see whether it is alive, and the network")
 
     def _refused(self, error: Exception) -> Unanswered:
-        original = _drivers(error)
+        original = drivers_error(error)
         if has_no_place(original):
             return Unanswered(
                 "it has as many connections as it takes", "let it take more; `cellmw-manage budget` tells how many"
             )
-        text = str(original)
-        for pattern, what, todo in _REASONS:
-            if pattern.search(text):
-                return Unanswered(what, todo)
-        return self._silent() if _TIMED_OUT.search(text) else Unanswered(cause(original), "see the server's log")
+        refusal = refusal_of(original)
+        if refusal is not None:
+            return Unanswered(refusal.what, f"{refusal.todo}: {_UPDATE}")
+        if _TIMED_OUT.search(str(original)):
+            return self._silent()
+        return Unanswered(cause(original), "see the server's log")
 
     def _look_at_server(self, session: Session, server: _Server, notebook: Notebook) -> Iterator[Finding]:
         try:
@@ -242,7 +218,7 @@ class _Visit:
             yield Finding(severity, self.name, TABLES, what, todo)
         except DATABASE_ERRORS as error:
             session.rollback()
-            what = f"{self.subject}: its tables can't be read: {cause(_drivers(error))}"
+            what = f"{self.subject}: its tables can't be read: {cause(drivers_error(error))}"
             yield Finding(severity, self.name, TABLES, what, "see to what the user may read, and the server's log")
         except DeadlineExceeded:
             what = f"{self.subject}: its tables were not read within {self._limits.patience:g} s"
@@ -311,10 +287,3 @@ _POSTGRESQL = _Server(_read_only_postgresql, _server_postgresql)
 _MYSQL = _Server(_read_only_mysql, _server_mysql)
 
 _SERVERS = {"postgresql": _POSTGRESQL, "mysql": _MYSQL, "mariadb": _MYSQL}
-
-
-def _drivers(error: Exception) -> BaseException:
-    """Return the error of the driver that oslo.db and SQLAlchemy have wrapped."""
-    inner = getattr(error, "inner_exception", None) or error
-    original: BaseException = getattr(inner, "orig", None) or inner
-    return original
