@@ -14,7 +14,7 @@ from cellmw.admin.doctor import probe as module
 from cellmw.admin.doctor.finding import counted, listed
 from cellmw.admin.doctor.probe import Probe, Unanswered, run
 from cellmw.crew import Crew
-from cellmw.exceptions import ConfigError, StoreUnavailable
+from cellmw.exceptions import ConfigError, DeadlineExceeded, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,12 +110,17 @@ def test_grace(hung: Callable[[], Any]) -> None:
             "start it, or correct [api_database] connection",
         ),
         (
+            DeadlineExceeded("a connection"),
+            "the broker: no answer within 20 s",
+            "see whether it is alive, and the network",
+        ),
+        (
             KeyError("no-password-of-ours"),
             "the broker: KeyError, which should not happen",
             "`cellmw-manage --debug doctor` shows where",
         ),
     ],
-    ids=["unanswered", "ours", "store", "store-down", "any"],
+    ids=["unanswered", "ours", "store", "store-down", "its-time-is-up", "any"],
 )
 def test_no_answer_is_always_told(error: Exception, what: str, todo: str) -> None:
     """That nothing could be found out is an error of the first check, also where that is not to be done."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The deployment as it is now -> what is wrong with it, and what to do about each of these things.
 
-Who asks all at once is ``examination``, by the threads of ``probe``; the other modules are one kind of check each.
+Who asks all at once is ``examination``, by ``probe``; the other modules are one kind of check each.
 Nothing is changed, but that a queue and an exchange are made at each broker, and removed.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probes -> what they find: all at the same time, each by a thread that is left when its time is up."""
+"""Probes -> what they find: all are asked side by side, and that one does not answer is a finding, too."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cellmw.admin.asking import ask
 from cellmw.admin.doctor.finding import Finding, Severity
-from cellmw.deadline import after, left
-from cellmw.exceptions import CellmwError, StoreUnavailable
+from cellmw.exceptions import CellmwError, DeadlineExceeded, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from cellmw.crew import Crew, Job
+    from cellmw.crew import Crew
 
 LOG = logging.getLogger(__name__)
 
@@ -61,38 +61,31 @@ def run(probes: Sequence[Probe], checks: Iterable[str], crew: Crew, timeout: flo
     :param timeout: seconds that each of them has
     """
     wanted = set(checks)
-    stuck: set[object] = set()
-    for first in range(0, len(probes), _AT_ONCE):
-        some = probes[first : first + _AT_ONCE]
-        jobs = [(probe, crew.start(partial(_asked, probe), stuck)) for probe in some]
-        deadline = after(timeout + _GRACE)
-        for probe, job in jobs:
-            if not job.wait(left(deadline)) and job.leave():
-                yield _unanswered(probe, f"no answer within {timeout:g} s", "see whether it is alive, and the network")
-            else:
-                yield from _found(probe, job, wanted)
+    questions = {number: partial(_asked, probe) for number, probe in enumerate(probes)}
+    answers = ask(questions, timeout + _GRACE, crew, _AT_ONCE)
+    for probe, answer in zip(probes, answers.values(), strict=True):
+        if isinstance(answer, Exception):
+            yield _unanswered(probe, *_said(probe, answer, timeout))
+        else:
+            yield from (finding for finding in answer if finding.check in wanted)
 
 
 def _asked(probe: Probe) -> list[Finding]:
     return list(probe.ask())
 
 
-def _found(probe: Probe, job: Job[list[Finding]], wanted: set[str]) -> Iterator[Finding]:
-    try:
-        yield from (finding for finding in job.result() if finding.check in wanted)
-    except Unanswered as unanswered:
-        yield _unanswered(probe, unanswered.what, unanswered.todo)
-    except StoreUnavailable as error:
-        # most of these say themselves what to do
-        todo = "see what it says" if ": " in str(error) else "start it, or correct [api_database] connection"
-        yield _unanswered(probe, str(error), todo)
-    except CellmwError as error:
-        yield _unanswered(probe, str(error), "see what it says")
-    except Exception as error:
-        LOG.debug("%s of cell %s", probe.subject, probe.cell, exc_info=True)
-        yield _unanswered(
-            probe, f"{type(error).__name__}, which should not happen", "`cellmw-manage --debug doctor` shows where"
-        )
+def _said(probe: Probe, error: Exception, timeout: float) -> tuple[str, str]:
+    """Return why there is no answer, and what to do about it."""
+    if isinstance(error, Unanswered):
+        return error.what, error.todo
+    if isinstance(error, DeadlineExceeded):
+        return f"no answer within {timeout:g} s", "see whether it is alive, and the network"
+    if isinstance(error, StoreUnavailable) and ": " not in str(error):  # most of these say themselves what to do
+        return str(error), "start it, or correct [api_database] connection"
+    if isinstance(error, CellmwError):
+        return str(error), "see what it says"
+    LOG.debug("%s of cell %s", probe.subject, probe.cell, exc_info=error)
+    return f"{type(error).__name__}, which should not happen", "`cellmw-manage --debug doctor` shows where"
 
 
 def _unanswered(probe: Probe, what: str, todo: str) -> Finding:
