@@ -7,9 +7,13 @@ The error itself is never shown: it can quote the URL.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cellmw.bounds import cause
+from cellmw.exceptions import DeadlineExceeded
+
+if TYPE_CHECKING:
+    from cellmw.exceptions import StoreUnavailable
 
 
 class Refusal(NamedTuple):
@@ -28,6 +32,8 @@ class Refusal(NamedTuple):
 def _refusal(what: str, todo: str, short: str = "") -> Refusal:
     return Refusal(what, todo, short or what.removeprefix("it "))
 
+
+_API = "[api_database] connection"
 
 _OTHER_URL = "or record another URL"
 
@@ -112,6 +118,19 @@ def refusal_of(error: BaseException) -> Refusal | None:
         return _FILE
     text = f"{cause(error)} {error}"
     return next((refusal for pattern, refusal in _PATTERNS if pattern.search(text)), None)
+
+
+def of_store(error: StoreUnavailable) -> tuple[str, str]:
+    """Say why the API database is of no use, and what to do about it; the latter is empty where the error says it."""
+    what, reason = str(error), error.__cause__
+    if isinstance(reason, DeadlineExceeded):
+        return what, f"see whether it is alive, and the network, {_OTHER_URL}: {_API}"
+    if ": " in what:  # most say themselves what to do
+        return what, ""
+    refusal = None if reason is None else refusal_of(drivers_error(reason))
+    if refusal is None:
+        return what, f"start it, or correct {_API}"
+    return f"{what}: {refusal.what}", f"{refusal.todo}: {_API}"
 
 
 def drivers_error(error: BaseException) -> BaseException:

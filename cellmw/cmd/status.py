@@ -15,6 +15,7 @@ from oslo_upgradecheck import upgradecheck
 from oslo_upgradecheck.upgradecheck import Code, Result
 
 from cellmw.admin.readiness import Readiness
+from cellmw.admin.refusals import of_store
 from cellmw.cmd.program import prepare_streams, set_up
 from cellmw.exceptions import CellmwError, StoreUnavailable, UpcallForbidden
 from cellmw.log import masked
@@ -92,7 +93,8 @@ def _checked(name: str, check: Callable[[], list[Finding]]) -> Callable[[Checks]
             return _result(check())
         except (StoreUnavailable, UpcallForbidden) as error:
             if name == "API database":
-                return Result(Code.FAILURE, masked(str(error)))
+                said = of_store(error) if isinstance(error, StoreUnavailable) else (str(error),)
+                return Result(Code.FAILURE, masked(": ".join(filter(None, said))))
             return Result(Code.WARNING, "not checked, as it needs the API database")
         except CellmwError as error:
             return Result(Code.FAILURE, masked(str(error)))

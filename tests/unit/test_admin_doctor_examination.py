@@ -231,6 +231,15 @@ def test_cells_of_a_file(conf: cfg.ConfigOpts, healthy: list[Cell], tmp_path: Pa
 # -- what does not answer ----------------------------------------------------------------------------------------------
 
 
+def test_api_database_that_refuses(conf: cfg.ConfigOpts) -> None:
+    """Why the API database is of no use is said, and which option leads to it."""
+    conf.set_override("connection", f"mysql+pymysql://me:{SECRET}@127.0.0.1:1/api", group="api_database")
+    (found,) = Examination(conf).run().findings
+    assert (str(found.severity), found.check) == ("error", "api-database")
+    assert found.what.endswith("refuses the connection: nobody listens there")
+    assert found.todo == "start it, open the way to it, or record another URL: [api_database] connection"
+
+
 def test_frozen_among_healthy_ones(
     conf: cfg.ConfigOpts, healthy: list[Cell], new_cell: Callable[..., Cell], silent: Callable[[], Somebody]
 ) -> None:

@@ -11,7 +11,8 @@ import pytest
 from oslo_db import exception as db_exc
 from sqlalchemy import exc
 
-from cellmw.admin.refusals import drivers_error, refusal_of
+from cellmw.admin.refusals import drivers_error, of_store, refusal_of
+from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
 
 MYSQL, POSTGRESQL = pymysql.err.OperationalError, psycopg.OperationalError
 
@@ -137,6 +138,41 @@ def test_what_drivers_say(error: Exception, what: str, short: str) -> None:
 def test_what_is_not_known(error: Exception) -> None:
     """Of another error nothing is said; that it took too long is for the caller to say."""
     assert refusal_of(error) is None
+
+
+_NO_ANSWER = "the API database does not answer, or refuses the connection"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "what", "todo"),
+    [
+        (
+            _NO_ANSWER,
+            POSTGRESQL("password authentication failed"),
+            f"{_NO_ANSWER}: it refuses the user or the password",
+            "let the user in, or record another URL: [api_database] connection",
+        ),
+        (
+            _NO_ANSWER,
+            DeadlineExceeded("it"),
+            _NO_ANSWER,
+            "see whether it is alive, and the network, or record another URL: [api_database] connection",
+        ),
+        (
+            "the API database failed: InternalError",
+            POSTGRESQL("out of memory"),
+            "the API database failed: InternalError",
+            "",
+        ),
+        (_NO_ANSWER, None, _NO_ANSWER, "start it, or correct [api_database] connection"),
+        ("it has no tables: run `x`", POSTGRESQL("relation"), "it has no tables: run `x`", ""),
+    ],
+)
+def test_the_api_database(text: str, reason: Exception | None, what: str, todo: str) -> None:
+    """Of the API database it is its own option that has another URL, and an error that says what to do says enough."""
+    error = StoreUnavailable(text)
+    error.__cause__ = reason
+    assert of_store(error) == (what, todo)
 
 
 def test_what_was_wrapped() -> None:

@@ -253,7 +253,11 @@ def test_api_database_that_does_not_answer(deployment: Deployment, driver: str) 
         port.bind(("127.0.0.1", 0))
         deployment.configure(url=f"{driver}://nova:{PASSWORD}@127.0.0.1:{port.getsockname()[1]}/api")
         checks = deployment.checks()
-    assert checks.pop("API database") == (FAILURE, "the API database does not answer, or refuses the connection")
+    assert checks.pop("API database") == (
+        FAILURE,
+        "the API database does not answer, or refuses the connection: nobody listens there: "
+        "start it, open the way to it, or record another URL: [api_database] connection",
+    )
     assert {check: code for check, (code, _) in checks.items()} == {
         "Configuration": SUCCESS,
         "Cells": WARNING,

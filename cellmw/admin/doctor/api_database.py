@@ -77,7 +77,7 @@ def compare_clocks(store: Store) -> Iterator[Finding]:
             theirs = float(connection.exec_driver_sql(statement).scalar_one())
             ended = time.time()
     except DATABASE_ERRORS as error:
-        raise failure(error) from None
+        raise failure(error) from error
     apart = max(begun - theirs, theirs - ended, 0.0)
     if apart > _APART:
         what = f"its clock and the one of this host are {apart:.0f} s apart"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cellmw.admin.asking import ask
 from cellmw.admin.doctor.finding import Finding, Severity
+from cellmw.admin.refusals import of_store
 from cellmw.exceptions import CellmwError, DeadlineExceeded, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _AT_ONCE = 200
 
 _GRACE = 0.5
 """Seconds that a probe gets to say by itself that its time is up, before its thread is left."""
+
+
+_AS_IT_SAYS = "see what it says"
 
 
 class Unanswered(Exception):
@@ -80,10 +84,11 @@ def _said(probe: Probe, error: Exception, timeout: float) -> tuple[str, str]:
         return error.what, error.todo
     if isinstance(error, DeadlineExceeded):
         return f"no answer within {timeout:g} s", "see whether it is alive, and the network"
-    if isinstance(error, StoreUnavailable) and ": " not in str(error):  # most of these say themselves what to do
-        return str(error), "start it, or correct [api_database] connection"
+    if isinstance(error, StoreUnavailable):
+        what, todo = of_store(error)
+        return what, todo or _AS_IT_SAYS
     if isinstance(error, CellmwError):
-        return str(error), "see what it says"
+        return str(error), _AS_IT_SAYS
     LOG.debug("%s of cell %s", probe.subject, probe.cell, exc_info=error)
     return f"{type(error).__name__}, which should not happen", "`cellmw-manage --debug doctor` shows where"
 
