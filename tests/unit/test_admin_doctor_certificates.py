@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cellmw.admin.doctor.certificates import judge, of_database
+from cellmw.admin.doctor.certificates import judge, of_database, servers
 from tests.servers.certificates import Authority
 from tests.unit.somebody import Somebody
 
@@ -120,12 +120,17 @@ def shown(tmp_path: Path) -> bytes:
     return in_der((tmp_path / "server.pem").read_text())
 
 
+def shown_by(url: str, patience: float) -> list[bytes | None]:
+    """Return what the servers of a database show."""
+    return [of_database(url, server, patience) for server in servers(url)]
+
+
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
 def test_postgresql(database: Callable[..., Database], tmp_path: Path, mode: str) -> None:
     """PostgreSQL is asked for TLS in its own way, and shows its certificate, whoever has signed it."""
     one = database(wanted=8, answer=b"S")
     url = f"postgresql+psycopg://me:{SECRET}@127.0.0.1:{one.port}/nova?sslmode={mode}"
-    assert of_database(url, 20) == shown(tmp_path)
+    assert shown_by(url, 20) == [shown(tmp_path)]
     assert one.heard == b"\0\0\0\x08\x04\xd2\x16\x2f"
 
 
@@ -133,7 +138,7 @@ def test_postgresql(database: Callable[..., Database], tmp_path: Path, mode: str
 def test_mysql(database: Callable[..., Database], tmp_path: Path, query: str) -> None:
     """MySQL greets first, is told that TLS is wanted, and shows its certificate."""
     one = database(greeting_of(0xFFFF), wanted=36)
-    assert of_database(f"mysql+pymysql://me:{SECRET}@127.0.0.1:{one.port}/nova?{query}", 20) == shown(tmp_path)
+    assert shown_by(f"mysql+pymysql://me:{SECRET}@127.0.0.1:{one.port}/nova?{query}", 20) == [shown(tmp_path)]
     assert one.heard[:4] == b"\x20\0\0\x01"
     assert int.from_bytes(one.heard[4:8], "little") & 0x800
     assert SECRET.encode() not in one.heard
@@ -152,15 +157,33 @@ def test_mysql(database: Callable[..., Database], tmp_path: Path, query: str) ->
 )
 def test_no_tls(url: str) -> None:
     """A database that is not spoken to by TLS alone is not asked: nobody looks at its certificate."""
-    assert of_database(url, 20) is None
+    assert servers(url) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("mysql+pymysql://db1/nova?ssl_ca=/ca", [("db1", 3306)]),
+        ("postgresql+psycopg://[::1]:6432/nova?sslmode=require", [("::1", 6432)]),
+        ("postgresql+psycopg:///nova?host=db1:1&host=db2:2&sslmode=require", [("db1", 1), ("db2", 2)]),
+        ("postgresql+psycopg:///nova?host=db1,db2&port=1,2&sslmode=require", [("db1", 1), ("db2", 2)]),
+        ("postgresql+psycopg:///nova?host=db1,/run,db2&sslmode=require", [("db1", 5432), ("db2", 5432)]),
+        ("postgresql+psycopg:///nova?host=db1,db2&port=1,2,3&sslmode=require", []),
+        ("postgresql+psycopg:///?service=nova&sslmode=require", []),
+        ("mysql+pymysql:///nova?unix_socket=/run/mysqld.sock&ssl_ca=/ca", []),
+    ],
+)
+def test_servers(url: str, expected: list[tuple[str, int]]) -> None:
+    """A database can have several servers, in each way that libpq takes them; a socket of this machine is none."""
+    assert servers(url) == expected
 
 
 def test_refused(database: Callable[..., Database]) -> None:
     """A server that has no TLS shows no certificate."""
     one = database(wanted=8, answer=b"N")
-    assert of_database(f"postgresql+psycopg://127.0.0.1:{one.port}/x?sslmode=require", 20) is None
+    assert shown_by(f"postgresql+psycopg://127.0.0.1:{one.port}/x?sslmode=require", 20) == [None]
     one = database(greeting_of(0xF7FF))
-    assert of_database(f"mysql+pymysql://127.0.0.1:{one.port}/x?ssl_ca=/ca", 20) is None
+    assert shown_by(f"mysql+pymysql://127.0.0.1:{one.port}/x?ssl_ca=/ca", 20) == [None]
     assert one.heard == b""
 
 
@@ -168,9 +191,9 @@ def test_something_else(database: Callable[..., Database]) -> None:
     """What is no MySQL, as one that says only that it has too many connections, shows none; a half greeting fails."""
     refusal = b"\xff\x10\x04Too many connections"
     one = database(struct.pack("<I", len(refusal)) + refusal)
-    assert of_database(f"mysql+pymysql://127.0.0.1:{one.port}/x?ssl_ca=/ca", 20) is None
+    assert shown_by(f"mysql+pymysql://127.0.0.1:{one.port}/x?ssl_ca=/ca", 20) == [None]
     with closing(Somebody(b"\x20\0")) as half, pytest.raises(OSError):  # noqa: PT011 - any of them
-        of_database(f"mysql+pymysql://{half.address}/x?ssl_ca=/ca", 0.2)
+        shown_by(f"mysql+pymysql://{half.address}/x?ssl_ca=/ca", 0.2)
 
 
 @pytest.mark.parametrize("url", ["mysql+pymysql://{}/x?ssl_ca=/ca", "postgresql+psycopg://{}/x?sslmode=require"])
@@ -178,5 +201,5 @@ def test_silence(url: str) -> None:
     """A server that says nothing is not waited for any longer."""
     begun = monotonic()
     with closing(Somebody(None)) as silent, pytest.raises(TimeoutError):
-        of_database(url.format(silent.address), 0.2)
+        shown_by(url.format(silent.address), 0.2)
     assert 0.2 <= monotonic() - begun < 2

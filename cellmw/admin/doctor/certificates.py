@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy
 from cryptography import x509
+from sqlalchemy import exc
 
 from cellmw.admin.doctor.finding import Finding, Severity
 from cellmw.deadline import after, left
-from cellmw.queues.handshake import unverified
+from cellmw.queues.handshake import Address, unverified
 from cellmw.urls import database_place
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _POSTGRESQL_WANTS_TLS = struct.pack(">II", 8, 80877103)
 
 _MYSQL_WANTS_TLS = struct.pack("<I", 32 | 1 << 24) + struct.pack("<IIB23x", 0x200 | 0x800 | 0x8000, 2**24 - 1, 33)
 """MySQL's: a packet of 32 bytes, the second one, with what we can do: its protocol since 4.1, TLS, real passwords."""
+
+_PORTS = {"mysql": 3306, "postgresql": 5432}
 
 _SSL_MODES = ("require", "verify-ca", "verify-full")
 """Of PostgreSQL's, those that take nothing but TLS."""
@@ -62,21 +65,39 @@ def judge(cell: str, whose: str, certificate: bytes, now: datetime.datetime) -> 
         yield Finding(Severity.WARNING, cell, CHECK, what, _RENEW)
 
 
-def of_database(url: str, patience: float) -> bytes | None:
-    """Return the certificate of a database server, in DER; None where the URL asks for no TLS, or nobody can say.
+def servers(url: str) -> list[Address]:
+    """Return where the servers of a database listen: libpq takes several. None where the URL asks for no TLS.
 
-    :raises OSError: if the server shows none in time
+    :raises UrlRefused: if it can't be read
     """
-    backend, host, port, *_ = (*database_place(url), None, None)
-    begin = _BEGINNINGS.get(str(backend))
-    if begin is None or not _wants_tls(sqlalchemy.make_url(url)) or str(host).startswith("/"):
-        return None
+    backend, *_ = database_place(url)
+    parsed = sqlalchemy.make_url(url)
+    if backend not in _BEGINNINGS or not _wants_tls(parsed):
+        return []
+    try:
+        # which has the hosts as the driver gets them, however they stand in the URL
+        _, arguments = parsed.get_dialect()().create_connect_args(parsed)
+        hosts = str(arguments.get("host") or "").split(",")
+        ports = str(arguments.get("port") or "").split(",")
+        ports = ports * len(hosts) if len(ports) == 1 else ports
+        found = [Address(host, int(port or _PORTS[str(backend)])) for host, port in zip(hosts, ports, strict=True)]
+    except (exc.SQLAlchemyError, ImportError, TypeError, ValueError):
+        return []  # of such a URL other checks tell
+    return [address for address in found if address.host and not address.host.startswith("/")]
+
+
+def of_database(url: str, server: Address, patience: float) -> bytes | None:
+    """Return the certificate that one of the servers of a database shows, in DER; None where it has no TLS.
+
+    :raises OSError: if it shows none in time
+    """
+    backend, *_ = database_place(url)
     deadline = after(patience)
-    with socket.create_connection((str(host), int(str(port))), timeout=max(0.001, left(deadline))) as plain:
+    with socket.create_connection(server, timeout=max(0.001, left(deadline))) as plain:
         plain.settimeout(max(0.001, left(deadline)))
-        if not begin(plain):
+        if not _BEGINNINGS[str(backend)](plain):
             return None
-        with unverified().wrap_socket(plain, server_hostname=str(host)) as connection:
+        with unverified().wrap_socket(plain, server_hostname=server.host) as connection:
             return connection.getpeercert(binary_form=True)
 
 

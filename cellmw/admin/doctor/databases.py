@@ -149,12 +149,15 @@ class _Visit:
             return iter(())
 
     def examine_certificate(self) -> Iterator[Finding]:
-        """Look at the certificate of the server. That it does not answer the other probe says."""
-        with contextlib.suppress(OSError):
-            certificate = certificates.of_database(self._url, self._limits.patience)
-            if certificate is not None:
-                now = datetime.datetime.now(datetime.UTC)
-                yield from certificates.judge(self.name, self.subject, certificate, now)
+        """Look at the certificate of each server. That one does not answer the other probe says."""
+        servers = certificates.servers(self._url)
+        for server in servers:
+            whose = self.subject if len(servers) == 1 else f"{self.subject}, {server}"
+            with contextlib.suppress(OSError, UnicodeError):
+                certificate = certificates.of_database(self._url, server, self._limits.patience / len(servers))
+                if certificate is not None:
+                    now = datetime.datetime.now(datetime.UTC)
+                    yield from certificates.judge(self.name, whose, certificate, now)
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
