@@ -44,6 +44,10 @@ _FILE = _refusal(
     "bring the file to this host, for its user to read, or see to the TLS options in the URL",
 )
 
+_NO_NAME = _refusal("nobody knows its name here", f"see to the name, {_OTHER_URL}", "its host has no address")
+
+_USELESS = _refusal("its driver takes no such option or value as there is in its URL", "see to the options in the URL")
+
 _REFUSALS = (
     (
         r"no encryption|SSL off|\b3159\b",
@@ -93,10 +97,7 @@ _REFUSALS = (
             "does not answer: the connection is refused",
         ),
     ),
-    (
-        r"name resolution|Name or service|nodename nor servname|resolve host|translate host",
-        _refusal("nobody knows its name here", f"see to the name, {_OTHER_URL}", "its host has no address"),
-    ),
+    (r"name resolution|Name or service|nodename nor servname|resolve host|translate host", _NO_NAME),
     (
         r"unable to open database file|not a database",
         _refusal("its file can't be read", f"see to the file, {_OTHER_URL}"),
@@ -116,6 +117,10 @@ def refusal_of(error: BaseException) -> Refusal | None:
     # of files that are not there PyMySQL knows nothing: the error is ssl's
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return _FILE
+    if isinstance(error, UnicodeError):
+        return _NO_NAME
+    if isinstance(error, (TypeError, ValueError)) and not isinstance(error, OSError):
+        return _USELESS
     text = f"{cause(error)} {error}"
     return next((refusal for pattern, refusal in _PATTERNS if pattern.search(text)), None)
 

@@ -208,7 +208,7 @@ class Brokers:
     def _connect(self, address: Address) -> Any:
         """Connect as the library does, to this host alone."""
         url = copy.copy(self._url)
-        url.hosts = [self._hosts[address]]
+        url.hosts = [self._hosts[address]] if self._hosts else []  # without one the library knows where to go
         return impl_rabbit.Connection(self._conf, url, common.PURPOSE_LISTEN, retry=0)
 
     def _tls(self) -> ssl.SSLContext | None:

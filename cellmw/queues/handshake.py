@@ -158,11 +158,18 @@ def _shares(addresses: Sequence[Address], patience: float) -> Iterator[tuple[Add
 
 @contextmanager
 def _connected(address: Address, tls: ssl.SSLContext | None, deadline: Deadline) -> Iterator[socket.socket]:
-    with socket.create_connection(address, timeout=_some(deadline)) as plain:
+    with _reached(address, deadline) as plain:
         plain.settimeout(_some(deadline))
         with plain if tls is None else tls.wrap_socket(plain, server_hostname=address.host) as connection:
             connection.settimeout(_some(deadline))
             yield connection
+
+
+def _reached(address: Address, deadline: Deadline) -> socket.socket:
+    try:
+        return socket.create_connection(address, timeout=_some(deadline))
+    except UnicodeError:  # as of a..b, which can't even be asked for
+        raise socket.gaierror(socket.EAI_NONAME, "no name of a host") from None
 
 
 @contextmanager

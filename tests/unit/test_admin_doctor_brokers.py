@@ -124,6 +124,12 @@ def test_who_is_not_there(
 
 
 @pytest.mark.parametrize("query", ["", "ssl=true"])
+def test_what_is_no_name(told: Callable[..., Any], query: str) -> None:
+    """What can't be the name of a host is told of once, as one that nobody knows."""
+    assert told("a..b:5672", query=query) == [("error", "brokers", "the broker a..b:5672: nobody knows its name here")]
+
+
+@pytest.mark.parametrize("query", ["", "ssl=true"])
 def test_frozen(told: Callable[..., Any], somebody: Callable[..., Somebody], query: str) -> None:
     """A broker that is frozen is left in time."""
     frozen = somebody(None)

@@ -17,6 +17,7 @@ from cellmw.admin.doctor.probe import run
 from cellmw.cell import CELL0_UUID, Cell
 from cellmw.crew import Crew
 from cellmw.limits import Limits
+from tests.servers.certificates import Authority
 from tests.servers.private import free_ports
 from tests.unit.somebody import Somebody
 
@@ -177,6 +178,20 @@ def test_nobody(told: Callable[..., Any], scheme: str) -> None:
     assert told(f"{scheme}://me:{SECRET}@no-such-host.invalid/nova") == [
         ("error", "databases", "the database: nobody knows its name here")
     ]
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("a..b/nova?ssl_ca=", "nobody knows its name here"),
+        ("127.0.0.1:1/nova?read_timeout=0&ssl_ca=", "its driver takes no such option or value as there is in its URL"),
+    ],
+)
+def test_what_a_driver_does_not_take(told: Callable[..., Any], tmp_path: Path, place: str, what: str) -> None:
+    """A host that can't be one, and an option that the driver refuses when it connects, are told of once."""
+    (tmp_path / "ca.pem").write_text(Authority("ours").certificate)
+    url = f"mysql+pymysql://me:{SECRET}@{place}{tmp_path}/ca.pem"
+    assert told(url) == [("error", "databases", f"the database: {what}")]
 
 
 @pytest.mark.parametrize(

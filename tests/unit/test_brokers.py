@@ -54,6 +54,26 @@ def somebody() -> Iterator[Callable[..., Somebody]]:
 
 
 @pytest.mark.parametrize(
+    ("url", "hosts"), [("rabbit:///", []), ("rabbit://a:1,b:2/", ["a"])], ids=["this machine", "one of two"]
+)
+def test_one_alone(
+    brokers_of: Callable[[str], Brokers], monkeypatch: pytest.MonkeyPatch, url: str, hosts: list[str]
+) -> None:
+    """To log in at one host is to connect as the library does, also where the URL leaves the host to the library."""
+    connected: list[Any] = []
+
+    def connect(_: object, url: Any, *__: object, **___: object) -> Any:
+        connected.extend(host.hostname for host in url.hosts)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(impl_rabbit, "Connection", connect)
+    brokers = brokers_of(url)
+    with pytest.raises(ConnectionRefusedError):
+        brokers.try_out(brokers.addresses[0])
+    assert connected == hosts
+
+
+@pytest.mark.parametrize(
     ("url", "addresses"),
     [
         (THREE_HOSTS, [ONE, TWO, THREE]),

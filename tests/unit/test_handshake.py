@@ -93,6 +93,14 @@ def test_refused(nobody: Address) -> None:
         shake_hands([nobody], None)
 
 
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example"])
+def test_no_name(somebody: Callable[..., Somebody], host: str) -> None:
+    """What can't be the name of a host has no address, and leaves the others theirs."""
+    with pytest.raises(socket.gaierror):
+        shake_hands([Address(host, 5672)], None)
+    shake_hands([Address(host, 5672), somebody(START).address], None)
+
+
 def test_any_of_several(somebody: Callable[..., Somebody], nobody: Address) -> None:
     """One host that answers is enough, wherever it stands, and the others leave it its time."""
     silent, broker = somebody(None), somebody(START)

@@ -42,11 +42,11 @@ _JOIN = "make them one cluster, or let the transport URL name the hosts of one a
 
 
 _NOBODY = {
-    NoAnswer: "what answers there is no broker",
-    ConnectionRefusedError: "nobody listens there",
-    socket.gaierror: "nobody knows its name here",
+    NoAnswer: ("what answers there is no broker", _UNREACHABLE),
+    ConnectionRefusedError: ("nobody listens there", _UNREACHABLE),
+    socket.gaierror: ("nobody knows its name here", "see to the name, or take it out of the transport URL"),
 }
-"""What is raised where there is no broker -> what to say of it."""
+"""What is raised where there is no broker -> what to say of it, and what to do."""
 
 
 def probes(cell: str, url: str, conf: cfg.ConfigOpts, limits: Limits) -> Iterator[Probe]:
@@ -90,9 +90,9 @@ def _reason(brokers: Brokers, error: BaseException, patience: float) -> Unanswer
         return Unanswered(misfit, _WRONG_TLS)
     if isinstance(error, TimeoutError):
         return Unanswered(f"no answer within {patience:g} s", _UNREACHABLE)
-    for kind, what in _NOBODY.items():
+    for kind, said in _NOBODY.items():
         if isinstance(error, kind):
-            return Unanswered(what, _UNREACHABLE)
+            return Unanswered(*said)
     is_tls = isinstance(error, (ssl.SSLError, FileNotFoundError, PermissionError, IsADirectoryError))
     return Unanswered(causes.cause_of(error), _WRONG_TLS if is_tls else _UNREACHABLE)
 

@@ -170,7 +170,7 @@ class _Visit:
                     session.connection()
                 except DeadlineExceeded:
                     raise self._silent() from None
-                except (*DATABASE_ERRORS, OSError) as error:  # the latter of the files for TLS
+                except (*DATABASE_ERRORS, OSError, TypeError, ValueError) as error:  # of what a driver looks at first
                     raise self._refused(error) from None
                 yield session
         finally:
