@@ -78,6 +78,7 @@ _QUIETER = [
     "cellmw.pool=WARN",
     "cellmw.reaper=WARN",
     "oslo_db=CRITICAL",
+    "stevedore=ERROR",
 ]
 """Loggers that would tell again, with tracebacks, what the command says in one line."""
 

@@ -14,6 +14,7 @@ import enum
 import logging
 import threading
 from functools import partial
+from importlib import metadata
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -563,6 +564,9 @@ def open_transport(
     register_messaging_groups(conf)
     try:
         parsed = oslo_messaging.TransportURL.parse(conf, url)
+        if "//" not in url and not metadata.entry_points(group="oslo.messaging.drivers", name=parsed.transport):
+            # what stands before a colon can be half of a password, and would be logged as the name of a driver
+            raise UrlRefused("no oslo.messaging driver of that name is installed")
         if parsed.transport.split("+")[0] in ("rabbit", "kombu"):
             _set_rabbit_defaults(conf, parsed, limits.max_connections)
         return oslo_messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=list(allowed_remote_exmods))

@@ -126,6 +126,14 @@ def test_errors(doctor: Run, store: Store) -> None:
     assert lines[-1].startswith("1 error, 1 warning, 1 info: 18 checks of 2 cells in ")
 
 
+def test_nothing_is_told_twice(doctor: Run, store: Store) -> None:
+    """A driver that is not installed is told of by the findings alone."""
+    store.update_cell("uuid1", transport_url="nosuch://bus/")
+    answer = doctor()
+    assert (answer.exit_code, answer.err) == (2, "")
+    assert "no oslo.messaging driver 'nosuch' is installed" in answer.out
+
+
 def test_json(doctor: Run, store: Store) -> None:
     """For monitoring there is one object for each finding, and none where all is well."""
     answer = doctor("-f", "json")
