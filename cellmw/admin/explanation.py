@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from cellmw import conf as options
 from cellmw import deploy
-from cellmw.admin.health import CellHealth, Health, probe
+from cellmw.admin.health import UNUSABLE, CellHealth, Health, probe
 from cellmw.cell import CELL0_UUID
 from cellmw.context import RequestContext
 from cellmw.deadline import after
@@ -286,8 +286,11 @@ class _Inquiry:
     def _probe(self, cell: Cell) -> dict[Cell, CellHealth]:
         health = probe(self._conf, [cell], self._limits, self._patience)
         database, queue = health[cell]
-        self._add("database", database.says, "" if database.answers else f"down_cell = {self._settings.down_cell}")
-        self._add("queue", queue.says, "" if queue.answers is not False else "each use of it raises CellUnavailable")
+        # a record that nobody can use is no cell that is down: it is not opened at all
+        is_opened = not database.says.startswith(UNUSABLE)
+        is_down, has_no_queue = is_opened and not database.answers, is_opened and queue.answers is False
+        self._add("database", database.says, f"down_cell = {self._settings.down_cell}" if is_down else "")
+        self._add("queue", queue.says, "each use of it raises CellUnavailable" if has_no_queue else "")
         return health
 
     def _find_cell(self, cell_id: int | None, whence: str = "") -> Cell | None:

@@ -34,6 +34,9 @@ _LATE = 0.95
 
 _MEMORY = ":memory:"
 
+UNUSABLE = "can't be used: "
+"""What is said begins with where a record is wrong: nothing could be asked."""
+
 
 class Health(NamedTuple):
     """What came of asking one thing.
@@ -66,7 +69,7 @@ def probe(conf: cfg.ConfigOpts, cells: Iterable[Cell], limits: Limits, patience:
             try:
                 handles = deploy.open_handles(cell, conf, limits)
             except CellMisconfigured as error:
-                unusable = partial(Health, False, f"can't be used: {str(error).removeprefix(f'cell {cell}: ')}")
+                unusable = partial(Health, False, UNUSABLE + str(error).removeprefix(f"cell {cell}: "))
                 questions[cell, "database"] = questions[cell, "queue"] = unusable
                 continue
             opened.callback(handles.close)

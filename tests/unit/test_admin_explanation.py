@@ -242,6 +242,7 @@ def test_unusable_url(ask: Callable[..., Asked], new_cell: Callable[..., Cell], 
     asked = ask(UUID)
     assert asked.results["answer"] == "500 Internal Server Error"
     assert asked.results["database"] == "can't be used: no SQLAlchemy dialect is installed for 'nosuch' databases"
+    assert (asked.whys["database"], asked.whys["queue"]) == ("", "")  # neither down_cell nor CellUnavailable
 
 
 def test_api_database_down(ask: Callable[..., Asked], conf: cfg.ConfigOpts) -> None:
