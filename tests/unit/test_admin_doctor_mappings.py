@@ -56,6 +56,12 @@ def test_numbers(here: int, there: int, queued: int, wrong: bool) -> None:
     assert findings == ([("warning", "cell1", "mappings", text)] if wrong else [])
 
 
+def test_what_verify_does() -> None:
+    """It is not promised that a repair makes up for instances that are gone."""
+    (found,) = compare_instances([CELL1], mapped({1: 5}, {1: 5}), {1: 4})
+    assert found.todo == "`cellmw-manage verify --cell_uuid uuid1` shows which, and --repair corrects what is safe to"
+
+
 def test_hosts() -> None:
     """Hosts that are mapped to their own cell are as they should be."""
     assert told(compare_hosts([CELL1, CELL2], mapped({}, host1=1, host2=2), {1: ["host1"], 2: ["host2"]})) == []

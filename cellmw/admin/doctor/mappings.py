@@ -85,7 +85,7 @@ def compare_instances(cells: Iterable[Cell], mapped: Mapped, living: Mapping[int
         if there <= here <= there + queued:
             continue
         text = f"{counted(here, 'instance')} in it that live, and {there} mapped to it"
-        todo = f"`cellmw-manage verify --cell_uuid {cell.uuid}` shows which, and --repair maps them"
+        todo = f"`cellmw-manage verify --cell_uuid {cell.uuid}` shows which, and --repair corrects what is safe to"
         yield Finding(Severity.WARNING, str(cell), CHECK, text, todo)
 
 
