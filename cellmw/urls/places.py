@@ -38,8 +38,10 @@ def transport_place(url: str) -> frozenset[tuple[str, int, str]]:
     if url.startswith(NO_TRANSPORT_SCHEME):
         return frozenset()
     parts = split(url)
-    if parts is None:
+    if parts is None or (parts.authority is None and parts.path):
         raise UrlRefused("it is no URL")
+    if "@" in parts.path:  # which is behind what was taken for the hosts: of a password that nobody has encoded
+        raise UrlRefused("it has an @ behind its hosts")
     hosts = [split_host(host) for host in split_hosts(parts.authority or "")]
     vhost = unquote(parts.path.removeprefix("/")) or "/"
     return frozenset((*_queue(parts, host), vhost) for host in hosts or [split_host("")])

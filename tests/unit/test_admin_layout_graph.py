@@ -173,3 +173,11 @@ def test_unusable_bus(look: Callable[..., Graph], conf: cfg.ConfigOpts) -> None:
     conf.set_override("transport_url", f"nosuch://who:{PASSWORD}@host/")
     health: Any = nodes(look())["bus_0"].health
     assert health == Health(False, "can't be used: no oslo.messaging driver 'nosuch' is installed")
+
+
+@pytest.mark.parametrize("url", ["who:{}@host/v", "rabbit://who:1/{}@host/v"])
+def test_bus_with_half_a_password(look: Callable[..., Graph], conf: cfg.ConfigOpts, url: str) -> None:
+    """Of a URL that has lost its beginning, or that nobody has encoded, no password is taken for a virtual host."""
+    own_urls.transport_url(conf)
+    conf.set_override("transport_url", url.format(PASSWORD))
+    assert PASSWORD not in repr(nodes(look())["bus_0"])

@@ -54,7 +54,13 @@ def test_database_place() -> None:
 
 def test_nowhere() -> None:
     """A URL that can't be read leads nowhere."""
-    for place, url in ((transport_place, "s3cret"), (transport_place, "rabbit://u:s3cret"), (database_place, "s3cret")):
+    for place, url in (
+        (transport_place, "s3cret"),
+        (transport_place, "rabbit://u:s3cret"),
+        (transport_place, "u:s3cret@host/v"),
+        (transport_place, "rabbit://u:1/s3cret@host/v"),
+        (database_place, "s3cret"),
+    ):
         with pytest.raises(UrlRefused) as refused:
             place(url)
         assert "s3cret" not in str(refused.value)
