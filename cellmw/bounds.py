@@ -432,6 +432,12 @@ def is_forbidden(error: BaseException) -> bool:
     return _code(error) in _FORBIDDEN or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
 
 
+def drivers_error(error: BaseException) -> BaseException:
+    """Return the error of the driver that oslo.db and SQLAlchemy have wrapped, or this one where they have not."""
+    found: BaseException = getattr(getattr(error, "inner_exception", None) or error, "orig", None) or error
+    return found
+
+
 def cause(error: BaseException) -> str:
     """Name the error without its message, in which a driver may quote a URL."""
     return f"{type(error).__name__} {_code(error) or ''}".rstrip()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmw.bounds import cause
+from cellmw.bounds import cause, drivers_error
 from cellmw.exceptions import DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -136,10 +136,3 @@ def of_store(error: StoreUnavailable) -> tuple[str, str]:
     if refusal is None:
         return what, f"start it, or correct {_API}"
     return f"{what}: {refusal.what}", f"{refusal.todo}: {_API}"
-
-
-def drivers_error(error: BaseException) -> BaseException:
-    """Return the error of the driver that oslo.db and SQLAlchemy have wrapped."""
-    inner = getattr(error, "inner_exception", None) or error
-    original: BaseException = getattr(inner, "orig", None) or inner
-    return original

@@ -22,8 +22,10 @@ _SHORTEST, _LONGEST = 0.1, 3600.0
 
 
 def take_uuid(parser: argparse.ArgumentParser, text: str = "the uuid of the cell", *, required: bool = True) -> None:
-    """Let a command take a cell by its uuid."""
-    parser.add_argument("--cell_uuid", "--cell-uuid", metavar="<cell_uuid>", required=required, help=text)
+    """Let a command take a cell by its uuid, which may be typed in capitals."""
+    parser.add_argument(
+        "--cell_uuid", "--cell-uuid", metavar="<cell_uuid>", type=str.lower, required=required, help=text
+    )
 
 
 def take_transport_url(parser: argparse.ArgumentParser, text: str) -> None:

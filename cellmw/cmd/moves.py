@@ -43,7 +43,7 @@ _AT_ONCE = 1000
 class _CellCommand(Command):
     """What commands for one cell take."""
 
-    exit_codes = ((CellNotFound, 1),)
+    exit_codes = ((Refused, 1), (CellNotFound, 1))
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Take the cell."""
@@ -74,7 +74,7 @@ class Drain(_CellCommand):
         conf = configuration(self.app.conf, parsed_args)
         pace = Pace.of(conf)
         with deploy.store(conf) as store:
-            cell = store.get_cell(parsed_args.cell_uuid.lower())
+            cell = store.get_cell(parsed_args.cell_uuid)
             if parsed_args.dry_run:
                 drained = {held.cell_uuid for held in store.list_held().cells}
                 outcome = "unchanged" if cell.uuid in drained else "would be drained"
@@ -109,7 +109,7 @@ class Undrain(_CellCommand):
         conf = configuration(self.app.conf, parsed_args)
         pace = Pace.of(conf)
         with deploy.store(conf) as store:
-            uuid = parsed_args.cell_uuid.lower()
+            uuid = parsed_args.cell_uuid
             drained = {held.cell_uuid for held in store.list_held().cells}
             try:
                 cell = store.get_cell(uuid)

@@ -17,7 +17,7 @@ from oslo_db import exception as db_exc
 from sqlalchemy import exc
 
 from cellmw import engines, forks
-from cellmw.bounds import Bounds, cause, has_no_lock, has_no_place, is_forbidden
+from cellmw.bounds import Bounds, cause, drivers_error, has_no_lock, has_no_place, is_forbidden
 from cellmw.breaker import ProbedBreaker
 from cellmw.deadline import after
 from cellmw.exceptions import DeadlineExceeded, StoreUnavailable
@@ -257,7 +257,7 @@ def failure(error: Exception) -> StoreUnavailable:
         return StoreUnavailable("somebody else has locked what is to be written in the API database: run it again")
     if _dropped(error) or getattr(_untranslated(error), "statement", "") is None:
         return StoreUnavailable(_NO_ANSWER)
-    if is_forbidden(_original(error)):
+    if is_forbidden(drivers_error(error)):
         return StoreUnavailable("the user in [api_database] connection may not do that: have it granted to that user")
     if isinstance(_untranslated(error), exc.DataError):
         return StoreUnavailable(
@@ -268,7 +268,7 @@ def failure(error: Exception) -> StoreUnavailable:
 
 def is_locked(error: Exception) -> bool:
     """Tell whether one of :data:`DATABASE_ERRORS` says that a lock was waited for in vain."""
-    return has_no_lock(_original(error))
+    return has_no_lock(drivers_error(error))
 
 
 def _dropped(error: Exception) -> bool:
@@ -279,12 +279,8 @@ def _untranslated(error: Exception) -> Exception:
     return getattr(error, "inner_exception", None) or error
 
 
-def _original(error: Exception) -> BaseException:
-    return getattr(_untranslated(error), "orig", None) or error
-
-
 def _driver_error(error: Exception) -> str:
     """Name the error without its message, in which a driver may quote what was to be written."""
-    original = _original(error)
+    original = drivers_error(error)
     number = next((str(argument) for argument in original.args[:1] if isinstance(argument, int)), "")
     return f"{type(original).__name__} {number}".rstrip()

@@ -534,6 +534,12 @@ def test_update_cell_for_scripts(manage: Manage, uuid: str) -> None:
     assert unchanged == {"Name": "n", "UUID": uuid, "Outcome": "unchanged", "Columns": "", "Changed": False}
 
 
+def test_update_cell_by_a_uuid_in_capitals(manage: Manage, store: Store, uuid: str) -> None:
+    """A cell is found however its uuid is typed."""
+    assert manage("cell_v2", "update_cell", "--cell_uuid", uuid.upper(), "--name", "new").exit_code == 0
+    assert store.get_cell(uuid).name == "new"
+
+
 def test_update_an_unknown_cell(manage: Manage) -> None:
     """A cell that is not recorded exits with 1, whatever else is wrong."""
     answer = manage("cell_v2", "update_cell", "--cell_uuid", INSTANCE, "--enable", "--disable")

@@ -25,8 +25,8 @@ from cellmw.admin.doctor.mappings import CHECK as MAPPINGS
 from cellmw.admin.doctor.mappings import HOSTS
 from cellmw.admin.doctor.probe import Probe, Unanswered
 from cellmw.admin.doctor.records import OVERLAPS
-from cellmw.admin.refusals import drivers_error, refusal_of
-from cellmw.bounds import Bounds, cause, has_no_place
+from cellmw.admin.refusals import refusal_of
+from cellmw.bounds import Bounds, cause, drivers_error, has_no_place
 from cellmw.cell import CELL0_UUID
 from cellmw.deadline import after
 from cellmw.engines import make_engine
