@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from cellmw import database, deploy
-from cellmw.bounds import cause
+from cellmw.bounds import cause, drivers_error
 from cellmw.context import RequestContext
 from cellmw.exceptions import CellNotFound, CellUnavailable
 from cellmw.store.database import DATABASE_ERRORS
@@ -74,5 +74,4 @@ def _answering(cell: Cell) -> Iterator[None]:
     try:
         yield
     except DATABASE_ERRORS as error:
-        original = getattr(getattr(error, "inner_exception", None) or error, "orig", None)
-        raise CellUnavailable(cell, "database", cause(original or error)) from error
+        raise CellUnavailable(cell, "database", cause(drivers_error(error))) from error
