@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOW = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
-LATER = NOW + timedelta(minutes=2)
+LATER = NOW + timedelta(days=365)
 
 
 @pytest.fixture
