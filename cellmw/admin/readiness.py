@@ -10,7 +10,6 @@ import difflib
 import functools
 from contextlib import ExitStack
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from oslo_config import cfg
@@ -20,6 +19,7 @@ from cellmw import conf as options
 from cellmw import deploy
 from cellmw.admin import doctor
 from cellmw.admin.doctor import NO_CELL
+from cellmw.admin.doctor import files as doctor_files
 from cellmw.admin.doctor import mappings as doctor_mappings
 from cellmw.admin.doctor import records as doctor_records
 from cellmw.admin.doctor import urls as doctor_urls
@@ -242,9 +242,8 @@ def _unknown_options(conf: cfg.ConfigOpts) -> Iterator[Finding]:
 
 def _written(conf: cfg.ConfigOpts) -> Iterable[tuple[str, str]]:
     """Give the group and the name of each line in the files that the configuration was read from."""
-    folders = [Path(folder).expanduser() for folder in conf.config_dirs]
-    for path in (*conf.config_file, *(file for folder in folders for file in folder.glob("*.conf"))):
+    for path in doctor_files.paths_of(conf):
         sections: dict[str, dict[str, object]] = {}
-        cfg.ConfigParser(str(path), sections).parse()
+        cfg.ConfigParser(path, sections).parse()
         for section, lines in sections.items():
             yield from ((section.lower(), name) for name in lines)

@@ -181,6 +181,18 @@ def test_option_in_a_folder(deployment: Deployment) -> None:
     assert "[cellmw_database] connection is no option" in out
 
 
+def test_option_in_a_folder_that_nobody_named(deployment: Deployment) -> None:
+    """So are those of the folders that are read where none is named, as /etc/cellmw/cellmw.conf.d."""
+    (deployment.folder / "cellmw.conf.d").mkdir()
+    (deployment.folder / "cellmw.conf.d" / "1.conf").write_text("[cellmw_database]\nconnection = x\n")
+    conf = cfg.ConfigOpts()
+    folders = [str(deployment.folder / "cellmw.conf.d")]
+    conf([], project="cellmw", default_config_files=[str(deployment.file)], default_config_dirs=folders)
+    with readiness.Readiness(conf) as checks:
+        (found,) = checks.configuration()
+    assert found.text.startswith("[cellmw_database] connection is no option")
+
+
 def test_option_that_was_renamed(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old name still works, and is named with the new one."""
     opt = cfg.StrOpt("new_name", deprecated_name="old_name", deprecated_group="old")
