@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from oslo_utils import timeutils
 
 from cellmw.exceptions import CellDrained, DeadlineExceeded, InstanceHeld, StoreUnavailable
 
@@ -92,7 +93,7 @@ class Holds:
             return
         reading = next(self._readings)
         held = self._store.list_held(deadline)
-        now = datetime.now(UTC).replace(tzinfo=None)
+        now = timeutils.utcnow()
         cells = frozenset(cell.cell_uuid for cell in held.cells)
         instances = frozenset(instance.instance_uuid for instance in held.instances if instance.until > now)
         with self._noting:

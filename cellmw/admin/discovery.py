@@ -26,7 +26,7 @@ from cellmw.lease import Lease
 from cellmw.scatter import scatter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from oslo_config import cfg
     from sqlalchemy.orm import Session
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cellmw.cell import Cell
     from cellmw.cell_result import CellResult
     from cellmw.cells import Cells
-    from cellmw.store import HostMapping, Store
+    from cellmw.store import Store
 
 MAPPED = "mapped"
 """The host had no mapping, and has one now."""
@@ -131,14 +131,6 @@ def hosts_in(conf: cfg.ConfigOpts, cell: Cell) -> list[str]:
         target(context, lease)
         with database.reader(context) as session:
             return CellTables(conf).hosts(session)
-
-
-def mapped_hosts(store: Store, cell_id: int | None = None, page_size: int = 1000) -> Iterator[HostMapping]:
-    """Find all mappings of hosts, or those to one cell, a page at a time, by host as the API database sorts it."""
-    marker = None
-    while page := store.list_hosts(cell_id, page_size, marker):
-        yield from page
-        marker = page[-1].host
 
 
 def delete_host(conf: cfg.ConfigOpts, cells: Cells, cell_uuid: str, host: str, *, dry_run: bool = False) -> None:

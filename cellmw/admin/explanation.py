@@ -12,10 +12,11 @@ import hmac
 import logging
 import re
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote_to_bytes, urlsplit
+
+from oslo_utils import timeutils
 
 from cellmw import conf as options
 from cellmw import deploy
@@ -32,6 +33,7 @@ from cellmw.trip import TARGET_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from datetime import datetime
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from oslo_config import cfg
@@ -472,7 +474,7 @@ def _dated(what: str, at: datetime | None) -> str:
 
 
 def _age(at: datetime) -> float:
-    return (datetime.now(UTC).replace(tzinfo=None) - at).total_seconds()
+    return (timeutils.utcnow() - at).total_seconds()
 
 
 class _Ear(logging.Handler):

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
+
+from oslo_utils import timeutils
 
 from cellmw import deploy
 from cellmw.exceptions import CellmwError, InstanceNotMapped, StoreUnavailable
@@ -23,6 +25,7 @@ from cellmw.store import Hold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from oslo_config import cfg
 
@@ -124,7 +127,7 @@ class Move:
         self.mappings: list[InstanceMapping] = [found[uuid] for uuid in dict.fromkeys(uuids)]
         self.is_needed = any(mapping.cell_id != cell.id for mapping in self.mappings)
         self._held: list[str] = []
-        self._hold = Hold(_now(), {})
+        self._hold = Hold(timeutils.utcnow(), {})
 
     @property
     def until(self) -> datetime:
@@ -134,7 +137,7 @@ class Move:
     @property
     def held_by_others(self) -> datetime | None:
         """Until when another move holds some of them as well, which may have been killed; None where none does."""
-        return max((until for until in self._hold.before.values() if until > _now()), default=None)
+        return max((until for until in self._hold.before.values() if until > timeutils.utcnow()), default=None)
 
     def __enter__(self) -> Move:
         return self
@@ -148,7 +151,7 @@ class Move:
     def hold(self) -> None:
         """Have the instances held back; every worker knows when ``pace.told`` has passed."""
         whole = self._pace.told + self._pace.over + _SKEW
-        until = (_now() + timedelta(seconds=whole)).replace(microsecond=0) + timedelta(seconds=1)
+        until = (timeutils.utcnow() + timedelta(seconds=whole)).replace(microsecond=0) + timedelta(seconds=1)
         self._hold = Hold(until, {})
         self._held = [mapping.instance_uuid for mapping in self.mappings]
         self._hold = self._cells.store.hold_instances(self._held, until)
@@ -163,7 +166,7 @@ class Move:
         for uuid in self._held:
             if held.get(uuid) != self.until:
                 raise HoldTaken(uuid)
-        if _now() + timedelta(seconds=self._pace.over) > self.until:
+        if timeutils.utcnow() + timedelta(seconds=self._pace.over) > self.until:
             raise HoldLost
         there = self._cell.id
         moving = [mapping for mapping in self.mappings if mapping.cell_id != there]
@@ -181,7 +184,3 @@ class Move:
         """Have requests for them let through again."""
         self._cells.store.let_go_instances(self._held, self._hold)
         self._held = []
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)

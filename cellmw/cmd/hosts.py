@@ -100,7 +100,7 @@ class ListHosts(Command):
         """Read the mappings."""
         with self.open_store() as store:
             cell_id = store.get_cell(parsed_args.cell_uuid).id if parsed_args.cell_uuid else None
-            mappings = sorted(discovery.mapped_hosts(store, cell_id))
+            mappings = sorted(store.all_hosts(cell_id))
             # read after the mappings: a cell is recorded before its hosts are mapped
             cells = {cell.id: (cell.name or "", cell.uuid) for cell in store.list_cells()}
         lost = sorted({mapping.cell_id for mapping in mappings} - cells.keys())

@@ -19,6 +19,7 @@ from cellmw.cmd.progress import Progress
 from cellmw.deadline import after, left
 from cellmw.exceptions import CellNotFound, InstanceNotMapped, StoreUnavailable
 from cellmw.log import masked
+from cellmw.store.database import chunked
 
 if TYPE_CHECKING:
     import argparse
@@ -35,9 +36,6 @@ _LONGEST_REASON = 255
 
 _LAST_CHARACTER = "\uffff"
 """Of those that a table has room for in MariaDB and MySQL where it is as Nova makes its own, in utf8mb3."""
-
-_AT_ONCE = 1000
-"""How many instances a cell's database is asked for in one statement."""
 
 
 class _CellCommand(Command):
@@ -238,9 +236,8 @@ def _check(tables: CellTables, cells: Cells, cell: Cell, uuids: Sequence[str]) -
     """Refuse to map an instance to where it is not."""
     there: set[str] = set()
     with reading(cells, cell) as session:
-        for start in range(0, len(uuids), _AT_ONCE):
-            found = tables.find_instances(session, uuids[start : start + _AT_ONCE])
-            there |= {row.uuid.lower() for row in found if not row.deleted}
+        for chunk in chunked(uuids):
+            there |= {row.uuid.lower() for row in tables.find_instances(session, chunk) if not row.deleted}
     for uuid in uuids:
         if uuid not in there:
             raise Refused(

@@ -13,7 +13,7 @@ from cellmw.store.database import Database, chunked
 from cellmw.store.models import host_mappings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection
 
@@ -110,6 +110,13 @@ class HostMappings(Database):
         if marker is not None:
             page = page.where(host_mappings.c.host > marker)
         return [HostMapping(*row) for row in self._read(lambda connection: connection.execute(page).all())]
+
+    def all_hosts(self, cell_id: int | None = None, page_size: int = 1000) -> Iterator[HostMapping]:
+        """Find all mappings, or those in one cell, a page at a time, by host as the database sorts it."""
+        marker = None
+        while page := self.list_hosts(cell_id, page_size, marker):
+            yield from page
+            marker = page[-1].host
 
     def count_hosts(self) -> dict[int, int]:
         """Return how many hosts are mapped to each cell id."""

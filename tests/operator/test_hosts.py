@@ -116,7 +116,7 @@ def manage(configuration: Path, capsys: pytest.CaptureFixture[str], logging_as_i
 def assert_all_mapped(store: Store, cells: dict[str, tuple[Cell, NovaCell]]) -> None:
     """Each host is mapped to its cell, once, and its cell knows."""
     for name, (cell, database) in cells.items():
-        assert [mapping.host for mapping in discovery.mapped_hosts(store, cell.id)] == HOSTS[name]
+        assert [mapping.host for mapping in store.all_hosts(cell.id)] == HOSTS[name]
         assert database.marks() == dict.fromkeys(HOSTS[name], 1)
     assert sum(store.count_hosts().values()) == sum(map(len, HOSTS.values()))
 
@@ -349,7 +349,7 @@ def test_killed(
         killed.kill()
         killed.communicate()
     assert (
-        len(list(discovery.mapped_hosts(store)))
+        len(list(store.all_hosts()))
         == {
             "in a transaction": 0,
             "between two cells": len(HOSTS["cell1"]),

@@ -10,7 +10,6 @@ import pytest
 from cellmw.admin import access, discovery
 from cellmw.admin.discovery import ALREADY, ELSEWHERE, MAPPED, REFUSED
 from cellmw.exceptions import CellNotFound, CellUnavailable, HostElsewhere, HostInUse, HostNotMapped, StoreUnavailable
-from cellmw.store import HostMapping
 from tests.nova_cell import NovaCell
 
 if TYPE_CHECKING:
@@ -293,14 +292,6 @@ def test_hosts_of_a_cell_without_record(conf: cfg.ConfigOpts, nova1: NovaCell, c
     """The hosts of a database can be listed before it is a cell's."""
     nova1.add_hosts(["b", "a"])
     assert discovery.hosts_in(conf, cell1) == ["a", "b"]
-
-
-def test_all_mappings(store: Store, cell1: Cell, cell2: Cell) -> None:
-    """All mappings are found, however many pages they are, and can be those of one cell."""
-    store.create_hosts(["a", "b", "c"], cell_id=cell1.id)
-    store.create_host("d", cell_id=cell2.id)
-    assert [mapping.host for mapping in discovery.mapped_hosts(store, page_size=2)] == ["a", "b", "c", "d"]
-    assert list(discovery.mapped_hosts(store, cell2.id)) == [HostMapping("d", cell2.id)]
 
 
 # --- deletion

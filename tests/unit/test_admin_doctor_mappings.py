@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cellmw.admin.doctor import mappings as module
 from cellmw.admin.doctor.mappings import Mapped, compare_hosts, compare_instances, examine, read
 from cellmw.cell import Cell
 
@@ -98,7 +97,7 @@ def test_hosts_that_are_gone() -> None:
 
 def test_read(store: Store, new_cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All hosts are read, however many pages that are, and the instances are counted."""
-    monkeypatch.setattr(module, "_PAGE", 2)
+    monkeypatch.setattr(type(store).all_hosts, "__defaults__", (None, 2))
     cell = new_cell("cell1")
     for number in range(5):
         store.create_host(f"host{number}", cell_id=cell.id)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from oslo_config import cfg
+from oslo_utils import timeutils
 
 from cellmw.admin import moving
 from cellmw.admin.access import open_cells
@@ -80,7 +81,7 @@ def test_whole_move(cells: Cells, cell2: Cell) -> None:
 def test_hold_outlasts_the_move(cells: Cells, cell2: Cell) -> None:
     """The hold ends by itself, later than the move takes with clocks that differ by a minute."""
     move = Move(cells, ["a"], cell2, PACE)
-    began = moving._now()
+    began = timeutils.utcnow()
     move.hold()
     (held,) = cells.store.list_held().instances
     assert held.until == move.until
@@ -200,7 +201,7 @@ def test_too_late(cells: Cells, cell2: Cell, monkeypatch: pytest.MonkeyPatch) ->
     with Move(cells, ["a"], cell2, PACE) as move:
         move.hold()
         late = move.until - timedelta(seconds=PACE.over - 1)
-        monkeypatch.setattr(moving, "_now", lambda: late)
+        monkeypatch.setattr(timeutils, "utcnow", lambda: late)
         with pytest.raises(HoldLost, match="start anew"):
             move.change()
     assert (_held(cells), _cell_of(cells, "a")) == ([], "cell1")

@@ -104,6 +104,14 @@ def test_list_of_one_cell(store: Store, cells: list[int]) -> None:
     assert store.list_hosts(cells[1]) == [HostMapping("compute2", cells[1])]
 
 
+def test_all_mappings(store: Store, cells: list[int]) -> None:
+    """All mappings are found, however many pages they are, and can be those of one cell."""
+    store.create_hosts(["a", "b", "c"], cell_id=cells[0])
+    store.create_host("d", cell_id=cells[1])
+    assert [mapping.host for mapping in store.all_hosts(page_size=2)] == ["a", "b", "c", "d"]
+    assert list(store.all_hosts(cells[1])) == [HostMapping("d", cells[1])]
+
+
 def test_many_at_once(store: Store, cells: list[int]) -> None:
     """Any number of hosts are mapped at once; those that are mapped already stay where they are, and are left out."""
     hosts = [f"compute{number:04}" for number in range(2100)]

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 CHECK = "mappings"
 HOSTS = "hosts"
 
-_PAGE = 1000
-
 
 @dataclass(frozen=True)
 class Mapped:
@@ -42,11 +40,7 @@ def read(store: Store) -> Mapped:
 
     :raises StoreUnavailable: if the API database does not answer
     """
-    hosts: dict[str, int] = {}
-    marker = None
-    while page := store.list_hosts(limit=_PAGE, marker=marker):
-        hosts |= {mapping.host: mapping.cell_id for mapping in page}
-        marker = page[-1].host
+    hosts = {mapping.host: mapping.cell_id for mapping in store.all_hosts()}
     return Mapped(store.count_instances(), store.count_living(), hosts)
 
 
